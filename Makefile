@@ -1,0 +1,56 @@
+# GNU make. `make` builds bin/nibble and the library; `make check` installs what is missing, builds
+# and runs every test; `make demo` shows the whole tool on a real model. No list of files anywhere:
+# a new file is found by its place, its ISA by its suffix (_avx2, _avx512, ...).
+SHELL := /bin/bash
+BUILD ?= build
+CC    ?= cc
+NPROC := $(shell nproc)
+
+WARN := -Wall -Wextra -Wshadow -Wvla -Wmissing-prototypes -Wstrict-prototypes -Wpointer-arith -Werror
+OPT  ?= -O2
+# C99 contraction rules and no -ffast-math: the scalar reference means what it says.
+CFLAGS += -std=c11 $(OPT) -g -fopenmp -fno-math-errno -ffp-contract=off -fvisibility=hidden $(WARN)
+CPPFLAGS += -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -Iinclude -MMD -MP
+LDLIBS += -ldnnl -lxxhash -ljansson -lyaml -lpcre2-8 -lutf8proc -llapacke -lopenblas -lm
+ifneq ($(SAN),)
+CFLAGS += -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+LDFLAGS += -fsanitize=$(SAN)
+BUILD := build/san
+endif
+
+LIB_SRC := $(wildcard src/*/*.c src/*/*/*.c)
+CLI_SRC := $(wildcard cli/*.c)
+LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
+CLI_OBJ := $(CLI_SRC:%.c=$(BUILD)/%.o)
+TESTS   := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
+BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
+FUZZERS := $(patsubst fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard fuzz/fuzz_*.c))
+
+.PHONY: all check test demo deps fuzz bench lint clean install
+all: $(BUILD)/nibble $(BUILD)/libnibble.a
+
+# Foreign sizes are computed in these layers: no silent conversions there.
+$(BUILD)/src/base/%.o $(BUILD)/src/io/%.o $(BUILD)/src/token/%.o: WARN += -Wconversion
+# ISA by suffix. Base code stays at the baseline of the architecture.
+$(BUILD)/%_avx2.o: ISA := -mavx2 -mfma -mf16c
+$(BUILD)/%_avx512.o: ISA := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
+# The reference ops are compiled for float and, with the suffix _f64, for double.
+$(BUILD)/src/%.o: src/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) -Isrc $(CFLAGS) $(ISA) -c $< -o $@
+# The command sees the public header alone.
+$(BUILD)/cli/%.o: cli/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
+$(BUILD)/libnibble.a: $(LIB_OBJ)
+	rm -f $@ && ar rcs $@ $^
+$(BUILD)/nibble: $(CLI_OBJ) $(BUILD)/libnibble.a
+	$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libnibble.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) -Isrc -Itests/unit $(CFLAGS) $(LDFLAGS) $< $(BUILD)/libnibble.a -lcmocka $(LDLIBS) -o $@
+$(BUILD)/bench/%: bench/%.c $(BUILD)/libnibble.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) -Isrc $(CFLAGS) $(LDFLAGS) $< $(BUILD)/libnibble.a $(LDLIBS) -o $@
+
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d)

@@ -1,0 +1,35 @@
+/* Recipe and the only block loop: source -> steps -> nibble directory.
+ *
+ * One block is in memory at a time. Output goes to OUT.partial, one shard per block, with a
+ * journal; the last step renames. A run that is killed and resumed redoes at most one block and
+ * gives the same bytes; so does any thread count. */
+#ifndef NB_CALIB_CALIB_H
+#define NB_CALIB_CALIB_H
+
+#include "method/method.h"
+#include "model/model.h"
+
+#define NB_MAX_STEPS 8
+
+typedef struct nb_recipe {
+    char name[64];
+    nb_format weights, acts, kv, embedding; /* family NULL: leave alone */
+    const nb_method *steps[NB_MAX_STEPS];
+    int n_steps;
+    int samples, seqlen, epochs, batch;
+    int64_t seed;
+} nb_recipe;
+
+/* rtn with no formats: what a recipe or options then fill. */
+void nb_recipe_default(nb_recipe *r);
+/* YAML text; unknown keys, wrong types and unknown words are NB_EUSAGE with line and column. */
+nb_status nb_recipe_parse(nb_recipe *r, const char *yaml, size_t n_bytes, nb_error *err);
+/* Options over the recipe, then what must hold as a whole. */
+nb_status nb_recipe_override(nb_recipe *r, const nb_quantize_options *opt, nb_error *err);
+nb_status nb_recipe_check(const nb_recipe *r, nb_error *err);
+/* Canonical YAML; parsing it gives the same recipe. malloc'ed. */
+nb_status nb_recipe_write(const nb_recipe *r, char **yaml, size_t *n_bytes, nb_error *err);
+
+nb_status nb_calib_run(const nb_quantize_options *opt, nb_quantize_result *out, nb_error *err);
+
+#endif

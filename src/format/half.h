@@ -1,0 +1,54 @@
+/* Exact conversions between fp32 and 16-bit floats; rounding is to nearest, ties to even. */
+#ifndef NB_FORMAT_HALF_H
+#define NB_FORMAT_HALF_H
+
+#include <stdint.h>
+#include <string.h>
+
+static inline uint32_t nb_f32_bits(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+static inline float nb_f32_from_bits(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+static inline float nb_bf16_to_f32(uint16_t h) { return nb_f32_from_bits((uint32_t)h << 16); }
+
+static inline uint16_t nb_bf16_from_f32(float x)
+{
+    uint32_t u = nb_f32_bits(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40u); /* keep NaN a NaN */
+    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+/* fp16: s eeeee mmmmmmmmmm, bias 15. */
+static inline float nb_f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = h >> 10 & 31u, m = h & 0x3ffu;
+    if (e == 31) return nb_f32_from_bits(sign | 0x7f800000u | m << 13);
+    if (e != 0) return nb_f32_from_bits(sign | (e + 112) << 23 | m << 13);
+    float x = (float)m * 0x1p-24f; /* subnormal: exact */
+    return nb_f32_from_bits(sign | nb_f32_bits(x));
+}
+
+static inline uint16_t nb_f16_from_f32(float x)
+{
+    uint32_t u = nb_f32_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to 65536 or more: Inf */
+    if (a < 0x38800000u) {                                   /* below 2^-14: subnormal */
+        float r = nb_f32_from_bits(a) + 0.5f;                /* ulp of [0.5, 1) is 2^-24 */
+        return (uint16_t)(sign | (nb_f32_bits(r) - 0x3f000000u));
+    }
+    a += 0xfffu + (a >> 13 & 1u);
+    return (uint16_t)(sign | (a - 0x38000000u) >> 13);
+}
+
+#endif

@@ -1,0 +1,153 @@
+/* Decoder-only language models: configuration, families, weights by role, one block forward.
+ *
+ * A family is a table of names and flags (families.c). A source is a checkpoint read through its
+ * family: it hands out one block at a time as host matrices under Hugging Face names, whether the
+ * file is safetensors, GGUF or a nibble directory. A block on a device is made from such a host
+ * block; calibration, evaluation and generation run the same forward. */
+#ifndef NB_MODEL_MODEL_H
+#define NB_MODEL_MODEL_H
+
+#include "base/arena.h"
+#include "format/format.h"
+#include "io/io.h"
+#include "op/op.h"
+#include "token/token.h"
+
+typedef struct nb_family nb_family;
+
+typedef enum nb_rope_scaling { NB_ROPE_NONE, NB_ROPE_LINEAR, NB_ROPE_LLAMA3 } nb_rope_scaling;
+
+typedef struct nb_config {
+    const nb_family *family;
+    int n_layers, n_embd, n_ffn, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx;
+    float norm_eps;
+    bool tied; /* lm_head is the embedding */
+    nb_act_kind act;
+    bool qkv_bias, o_bias, mlp_bias;
+    int window;        /* sliding attention window in tokens; 0: none                         */
+    int window_layers; /* the first N layers see everything (Qwen2 max_window_layers)         */
+    /* rotary positions */
+    float rope_theta;
+    nb_rope_scaling rope_scaling;
+    float rope_factor, rope_low_freq, rope_high_freq; /* llama3: low/high_freq_factor         */
+    int rope_original_ctx;
+    /* OPT */
+    bool post_norm;  /* norms after the residual sums (do_layer_norm_before false: 350m)      */
+    bool final_norm; /* a norm before the head                                                */
+    int embd_proj;   /* width of the embedding when it differs from n_embd (350m: 512); else 0 */
+} nb_config;
+
+/* Linears of a block; OPT's fc1 and fc2 are UP and DOWN, without GATE. */
+typedef enum nb_role { NB_Q, NB_K, NB_V, NB_O, NB_GATE, NB_UP, NB_DOWN, NB_N_ROLES } nb_role;
+extern const char *const nb_role_names[NB_N_ROLES]; /* "q", "k", ... for reports */
+
+typedef enum nb_norm_role {
+    NB_NORM_ATTN,
+    NB_NORM_FFN,
+    NB_NORM_Q, /* Qwen3: over each head */
+    NB_NORM_K,
+    NB_N_NORMS
+} nb_norm_role;
+
+typedef struct nb_host_linear {
+    const char *name; /* Hugging Face module: "model.layers.0.self_attn.q_proj"; NULL: absent */
+    nb_matrix w;
+    const float *bias; /* [n_out] or NULL */
+    nb_format act;     /* of its input; family NULL: none */
+} nb_host_linear;
+
+typedef struct nb_host_norm {
+    const char *name; /* NULL: absent */
+    int64_t n;
+    const float *weight, *bias; /* [n]; bias may be NULL */
+} nb_host_norm;
+
+/* Weights of one block in host memory; matrices point into the mapping or the arena. */
+typedef struct nb_host_block {
+    int layer;
+    nb_host_linear linear[NB_N_ROLES];
+    nb_host_norm norm[NB_N_NORMS];
+} nb_host_block;
+
+/* What lies outside the blocks. */
+typedef struct nb_host_ends {
+    nb_host_linear embed;     /* [n_vocab, n_embd or embd_proj] */
+    nb_host_linear positions; /* OPT: [n_ctx + 2, n_embd]; name NULL: none */
+    nb_host_linear proj_in, proj_out;
+    nb_host_norm final_norm;
+    nb_host_linear head; /* tied: the planes of embed, name NULL */
+} nb_host_ends;
+
+/* ---- source ------------------------------------------------------------------------------- */
+
+typedef struct nb_source nb_source;
+
+nb_status nb_source_open(nb_source **out, const char *path, nb_error *err);
+void nb_source_close(nb_source *s);
+const nb_config *nb_source_config(const nb_source *s);
+const nb_checkpoint *nb_source_checkpoint(const nb_source *s);
+/* True for a directory that nibble wrote. */
+bool nb_source_is_quantized(const nb_source *s);
+/* The value of quantization_config.recipe, or NULL. */
+const char *nb_source_recipe(const nb_source *s);
+
+/* Shapes are checked against the configuration; names and small vectors live in `arena`. */
+nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_host_block *out,
+                          nb_error *err);
+nb_status nb_source_ends(const nb_source *s, nb_arena *arena, nb_host_ends *out, nb_error *err);
+/* The block's pages are not needed for now (checkpoints larger than memory). */
+void nb_source_release(const nb_source *s, int layer);
+
+/* NULL in *out and NB_OK if the source has no tokenizer files. */
+nb_status nb_source_tokenizer(const nb_source *s, nb_tokenizer **out, nb_error *err);
+
+/* config.json for Hugging Face: the source's own text, or one made from a GGUF's metadata.
+ * malloc'ed. */
+nb_status nb_source_config_json(const nb_source *s, char **json, nb_error *err);
+
+/* Format word by module name of the quantized linears of a nibble directory; family NULL if the
+ * module is not quantized. */
+nb_format nb_source_format(const nb_source *s, const char *module);
+
+/* ---- blocks on a device ------------------------------------------------------------------- */
+
+typedef struct nb_block nb_block;
+
+nb_status nb_block_create(nb_backend *be, const nb_config *cfg, const nb_host_block *host,
+                          nb_block **out, nb_error *err);
+void nb_block_free(nb_block *b);
+size_t nb_block_bytes(const nb_block *b);
+
+/* Scratch of a forward over at most n_tokens at a time; shared by all blocks. */
+typedef struct nb_workspace nb_workspace;
+nb_status nb_workspace_create(nb_backend *be, const nb_config *cfg, int64_t n_tokens,
+                              nb_workspace **out, nb_error *err);
+void nb_workspace_free(nb_workspace *ws);
+
+/* Keys and values of one sequence: [capacity, K*D] each; rows 0 .. pos0+T-1 are valid after a
+ * forward of T tokens at pos0. */
+typedef struct nb_kv {
+    nb_view k, v;
+} nb_kv;
+
+/* x [T, C] in place; kv rows pos0 .. pos0+T-1 are written. rope: [capacity, D] table rows by
+ * position (ignored by families with learned positions). */
+void nb_block_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_kv kv, nb_view rope,
+                      int64_t pos0);
+
+/* cos and sin for positions 0 .. n_pos-1 of a model: view [n_pos, D]; buf NULL for families
+ * without rotary positions. */
+nb_status nb_rope_table(nb_backend *be, const nb_config *cfg, int64_t n_pos, nb_view *out,
+                        nb_error *err);
+
+/* Embedding, final norm and head on a device. */
+typedef struct nb_ends nb_ends;
+nb_status nb_ends_create(nb_backend *be, const nb_config *cfg, const nb_host_ends *host,
+                         nb_ends **out, nb_error *err);
+void nb_ends_free(nb_ends *e);
+/* x [T, C] = embedding of ids at positions pos0 .. */
+nb_status nb_ends_embed(const nb_ends *e, nb_view x, const int32_t *ids, int64_t pos0);
+/* logits [T, V] = head(norm(x [T, C])); scratch from ws. */
+void nb_ends_logits(const nb_ends *e, nb_workspace *ws, nb_view logits, nb_view x);
+
+#endif
