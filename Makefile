@@ -53,4 +53,36 @@ $(BUILD)/bench/%: bench/%.c $(BUILD)/libnibble.a
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) -Isrc $(CFLAGS) $(LDFLAGS) $< $(BUILD)/libnibble.a $(LDLIBS) -o $@
 
+# ---- what people type ------------------------------------------------------------------------
+deps:
+	scripts/deps.sh
+# Unit and end-to-end tests; nothing is installed.
+test: all $(TESTS)
+	scripts/test.sh $(BUILD)
+lint:
+	scripts/check_layers.sh
+	scripts/check_size.sh
+	scripts/check_style.sh
+	mandoc -Tlint -Wwarning docs/man/*.1
+check: deps
+	$(MAKE) -j$(NPROC) test
+	$(MAKE) lint
+demo:
+	scripts/deps.sh build demo
+	$(MAKE) -j$(NPROC) all
+	scripts/demo.sh $(BUILD)/nibble
+bench: $(BENCHES)
+
+PREFIX ?= /usr/local
+install: all
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib share/man/man1 share/nibble/recipes share/bash-completion/completions)
+	install $(BUILD)/nibble $(DESTDIR)$(PREFIX)/bin
+	install -m 644 include/nibble.h $(DESTDIR)$(PREFIX)/include
+	install -m 644 $(BUILD)/libnibble.a $(DESTDIR)$(PREFIX)/lib
+	install -m 644 docs/man/nibble.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 recipes/*.yaml $(DESTDIR)$(PREFIX)/share/nibble/recipes
+	install -m 644 scripts/completion/nibble.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/nibble
+clean:
+	rm -rf build
+
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d)

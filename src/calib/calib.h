@@ -20,7 +20,7 @@ typedef struct nb_recipe {
     int64_t seed;
 } nb_recipe;
 
-/* rtn with no formats: what a recipe or options then fill. */
+/* "custom": minmax and nearest without formats: what a recipe or options then fill. */
 void nb_recipe_default(nb_recipe *r);
 /* YAML text; unknown keys, wrong types and unknown words are NB_EUSAGE with line and column. */
 nb_status nb_recipe_parse(nb_recipe *r, const char *yaml, size_t n_bytes, nb_error *err);

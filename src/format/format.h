@@ -48,6 +48,7 @@ enum { NB_FOR_WEIGHTS = 1, NB_FOR_ACTS = 2, NB_FOR_KV = 4 };
 
 struct nb_format_family {
     const char *name;
+    const char *usage; /* spelling of its words, for messages and help */
 
     /* Fills *f if the word is of this family: 1; 0 if it is not; -1 if it is but malformed, with
      * the reason in *err. */

@@ -28,14 +28,16 @@ static inline uint16_t nb_bf16_from_f32(float x)
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
-/* fp16: s eeeee mmmmmmmmmm, bias 15. */
+/* fp16: s eeeee mmmmmmmmmm, bias 15. Masks in place of branches: loops over it become vector code
+ * (gcc does not turn a choice between a float result and an integer one into a blend). */
 static inline float nb_f16_to_f32(uint16_t h)
 {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = h >> 10 & 31u, m = h & 0x3ffu;
-    if (e == 31) return nb_f32_from_bits(sign | 0x7f800000u | m << 13);
-    if (e != 0) return nb_f32_from_bits(sign | (e + 112) << 23 | m << 13);
-    float x = (float)m * 0x1p-24f; /* subnormal: exact */
-    return nb_f32_from_bits(sign | nb_f32_bits(x));
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, a = h & 0x7fffu;
+    uint32_t is_special = 0u - (uint32_t)(a >= 0x7c00u); /* Inf, NaN: exponent stays all ones */
+    uint32_t normal = (a << 13) + (112u << 23) + (is_special & 112u << 23);
+    float subnormal = nb_f32_from_bits(0x3f000000u | a) - 0.5f; /* ulp of [0.5, 1) is 2^-24 */
+    uint32_t is_small = 0u - (uint32_t)(a < 0x0400u);
+    return nb_f32_from_bits(sign | (is_small & nb_f32_bits(subnormal)) | (~is_small & normal));
 }
 
 static inline uint16_t nb_f16_from_f32(float x)

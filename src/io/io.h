@@ -47,6 +47,7 @@ typedef struct nb_meta {
     uint64_t n;          /* elements of an array; bytes of a string                            */
     const uint8_t *data; /* the value's bytes, unaligned, in the mapping; a string's characters
                             without their length; array strings each as u64 length + bytes     */
+    size_t n_bytes;      /* of data                                                            */
 } nb_meta;
 
 /* ---- checkpoint --------------------------------------------------------------------------- */

@@ -16,6 +16,7 @@ typedef struct nb_job {
     const char *name;         /* module name, for messages */
     const nb_format *format;
     int64_t n_out, n_in;
+    int64_t row0;             /* first row of w in the whole matrix, for messages              */
     float *w;                 /* [n_out, n_in] fp32 working copy                              */
     const float *importance;  /* [n_in] or NULL: weights of the squared error                 */
     float *clip_lo, *clip_hi; /* [n_out, groups] in (0, 1]: set to 1 before the clip step     */
@@ -34,5 +35,9 @@ extern const nb_method *const nb_methods[]; /* NULL-terminated, methods.c */
 
 /* NB_EUSAGE names the step and lists what there is. */
 nb_status nb_method_find(const nb_method **out, const char *name, nb_error *err);
+
+/* Runs the steps in order. Weights that are not finite, before the first step or after a transform,
+ * are NB_ENUMERIC naming linear, row and column. */
+nb_status nb_job_run(nb_job *job, const nb_method *const *steps, int n_steps, nb_error *err);
 
 #endif

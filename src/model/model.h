@@ -34,6 +34,7 @@ typedef struct nb_config {
     /* OPT */
     bool post_norm;  /* norms after the residual sums (do_layer_norm_before false: 350m)      */
     bool final_norm; /* a norm before the head                                                */
+    bool norm_affine; /* norms have weights (and biases)                                      */
     int embd_proj;   /* width of the embedding when it differs from n_embd (350m: 512); else 0 */
 } nb_config;
 
@@ -59,7 +60,7 @@ typedef struct nb_host_linear {
 typedef struct nb_host_norm {
     const char *name; /* NULL: absent */
     int64_t n;
-    const float *weight, *bias; /* [n]; bias may be NULL */
+    const float *weight, *bias; /* [n]; either may be NULL: ones, zeros */
 } nb_host_norm;
 
 /* Weights of one block in host memory; matrices point into the mapping or the arena. */
@@ -90,6 +91,8 @@ const nb_checkpoint *nb_source_checkpoint(const nb_source *s);
 bool nb_source_is_quantized(const nb_source *s);
 /* The value of quantization_config.recipe, or NULL. */
 const char *nb_source_recipe(const nb_source *s);
+/* quantization_config.source_bytes: weight files of what it was made from; -1: not recorded. */
+int64_t nb_source_source_bytes(const nb_source *s);
 
 /* Shapes are checked against the configuration; names and small vectors live in `arena`. */
 nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_host_block *out,
@@ -145,9 +148,46 @@ typedef struct nb_ends nb_ends;
 nb_status nb_ends_create(nb_backend *be, const nb_config *cfg, const nb_host_ends *host,
                          nb_ends **out, nb_error *err);
 void nb_ends_free(nb_ends *e);
-/* x [T, C] = embedding of ids at positions pos0 .. */
-nb_status nb_ends_embed(const nb_ends *e, nb_view x, const int32_t *ids, int64_t pos0);
+/* x [T, C] = embedding of ids at positions pos0 .. ; NB_EUSAGE for an id or position outside. */
+nb_status nb_ends_embed(const nb_ends *e, nb_view x, const int32_t *ids, int64_t pos0,
+                        nb_error *err);
 /* logits [T, V] = head(norm(x [T, C])); scratch from ws. */
-void nb_ends_logits(const nb_ends *e, nb_workspace *ws, nb_view logits, nb_view x);
+nb_status nb_ends_logits(const nb_ends *e, nb_workspace *ws, nb_view logits, nb_view x,
+                         nb_error *err);
+size_t nb_ends_bytes(const nb_ends *e);
+
+/* ---- a whole model on a device ------------------------------------------------------------- */
+
+typedef struct nb_net {
+    nb_backend *be; /* borrowed */
+    nb_config cfg;
+    nb_block **blocks; /* [cfg.n_layers] */
+    nb_ends *ends;
+    nb_arena *arena; /* host weights that are not in the mapping */
+    size_t weight_bytes;
+} nb_net;
+
+/* simulate: packed linears are unpacked to fp32 first. The source must outlive the net. */
+nb_status nb_net_create(nb_net **out, nb_backend *be, const nb_source *src, bool simulate,
+                        nb_error *err);
+void nb_net_free(nb_net *n);
+
+/* Keys and values of every layer for up to `capacity` positions of one sequence; `shared`: one
+ * pair serves all layers, enough for a forward that starts at position 0 and is not continued. */
+typedef struct nb_cache {
+    nb_backend *be;
+    nb_kv *kv; /* [n_kv] */
+    int n_kv;
+    int64_t capacity;
+    nb_view rope; /* [capacity, D] */
+    size_t bytes; /* of keys and values */
+} nb_cache;
+nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, bool shared,
+                          nb_error *err);
+void nb_cache_free(nb_cache *c);
+
+/* x [T, C] = hidden states before the final norm, for T = x.rows ids at positions pos0 .. */
+nb_status nb_net_forward(const nb_net *n, nb_workspace *ws, nb_cache *c, nb_view x,
+                         const int32_t *ids, int64_t pos0, nb_error *err);
 
 #endif

@@ -1,0 +1,26 @@
+/* One matrix of the source into the form in which it is stored. */
+#ifndef NB_CALIB_CONVERT_H
+#define NB_CALIB_CONVERT_H
+
+#include "calib/calib.h"
+
+typedef struct nb_convert {
+    const nb_recipe *recipe; /* steps of a quantized format */
+    nb_arena *arena;         /* of the planes made */
+    nb_arena *scratch;       /* reset by every call */
+    int threads;
+} nb_convert;
+
+/* *out in `format`; *error is the relative squared error sum (w - w')^2 / sum w^2. Where `out` is
+ * the source's own type, it borrows the source's planes. Needs n_out * n_in fp32 of scratch for a
+ * whole linear; with `by_rows` at most NB_CHUNK_ELEMS at a time. NB_ENUMERIC names the row. */
+#define NB_CHUNK_ELEMS ((int64_t)1 << 25)
+nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matrix *in,
+                            const nb_format *format, bool by_rows, nb_matrix *out, double *error,
+                            nb_error *err);
+
+/* What a matrix that the recipe leaves alone is stored as: floats as they are, Q8_0 as the same
+ * numbers in int8:g32:sym, other block types as f16. */
+nb_format nb_convert_default(const nb_matrix *in);
+
+#endif

@@ -1,0 +1,37 @@
+/* One safetensors file of the output while it is put together, and read back. */
+#ifndef NB_CALIB_SHARD_H
+#define NB_CALIB_SHARD_H
+
+#include "base/hash.h"
+#include "model/model.h"
+
+/* 7 linears of at most 4 planes and a bias, 4 norms of two vectors. */
+#define NB_SHARD_TENSORS (NB_N_ROLES * (NB_MAX_PLANES + 1) + 2 * NB_N_NORMS)
+
+typedef struct nb_shard {
+    nb_arena *arena; /* of the names; borrowed */
+    nb_tensor items[NB_SHARD_TENSORS];
+    size_t n;
+} nb_shard;
+
+/* Data are borrowed until the shard is written. */
+nb_status nb_shard_add_vector(nb_shard *s, const char *module, const char *field, const float *data,
+                              int64_t n, nb_error *err);
+/* MODULE.weight of a storage type, or MODULE.weight.PLANE of a quantized format; and the bias. */
+nb_status nb_shard_add_linear(nb_shard *s, const char *module, const nb_matrix *w,
+                              const float *bias, nb_error *err);
+nb_status nb_shard_add_norm(nb_shard *s, const nb_host_norm *norm, nb_error *err);
+
+/* Writes the file and gives its checksum and size. */
+nb_status nb_shard_write(const nb_shard *s, const char *path, char hash[NB_HASH_CHARS],
+                         int64_t *n_bytes, nb_error *err);
+
+/* Checksum of a whole file, with a small resident set. */
+nb_status nb_file_hash(const char *path, char hash[NB_HASH_CHARS], nb_error *err);
+
+/* Planes of MODULE's weight as an open shard holds them; NB_EVERIFY if one is missing or has
+ * another size. */
+nb_status nb_shard_find(const nb_checkpoint *shard, const char *module, nb_matrix *w,
+                        nb_error *err);
+
+#endif

@@ -1,0 +1,72 @@
+/* Row-level kernels: single-threaded, no heap, no state.
+ *
+ * A table of slots is filled from the scalar reference (ref/) and overridden by what the CPU can
+ * do (x86/). The reference says what a slot gives; an override may differ only by the rounding of
+ * sums and of exp, dequantization not at all. Contract of every slot: any n >= 0, no alignment
+ * beyond the element's own, nothing is read or written past n, inputs and outputs either coincide
+ * or are disjoint. test_kernels.c compares every override with the reference. */
+#ifndef NB_KERNEL_KERNEL_H
+#define NB_KERNEL_KERNEL_H
+
+#include "base/cpu.h"
+#include "format/format.h"
+
+typedef struct nb_kernels {
+    /* sum a[i] b[i]; the bf16 form reads weights as they lie in a file */
+    float (*dot_f32)(const float *a, const float *b, int64_t n);
+    float (*dot_bf16)(const uint16_t *a, const float *b, int64_t n);
+
+    void (*add)(float *out, const float *a, const float *b, int64_t n); /* a + b */
+    void (*scale)(float *out, float a, const float *x, int64_t n);      /* a x */
+    void (*axpy)(float *y, float a, const float *x, int64_t n);         /* y += a x */
+
+    /* Round to nearest, ties to even; exact the other way. */
+    void (*bf16_from_f32)(uint16_t *out, const float *x, int64_t n);
+    void (*f32_from_bf16)(float *out, const uint16_t *x, int64_t n);
+
+    /* w x / sqrt(mean x^2 + eps) + b, and w (x - mean) / sqrt(var + eps) + b;
+     * w [n] or NULL: 1; b [n] or NULL: 0. */
+    void (*rms_norm)(float *out, const float *x, const float *w, const float *b, float eps,
+                     int64_t n);
+    void (*layer_norm)(float *out, const float *x, const float *w, const float *b, float eps,
+                       int64_t n);
+
+    /* act(x) * up; up [n] or NULL: 1. silu: x / (1 + e^-x). gelu: x/2 (1 + erf(x / sqrt 2)). */
+    void (*silu)(float *out, const float *x, const float *up, int64_t n);
+    void (*relu)(float *out, const float *x, const float *up, int64_t n);
+    void (*gelu)(float *out, const float *x, const float *up, int64_t n);
+
+    /* Pairs (x[i], x[half + i]) turned by the angle with cos[i], sin[i]. */
+    void (*rope)(float *x, const float *cos, const float *sin, int64_t half);
+
+    float (*max)(const float *x, int64_t n);      /* -Inf for n = 0 */
+    int64_t (*argmax)(const float *x, int64_t n); /* lowest index on a tie; n > 0 */
+
+    /* out = exp(scale (x - max)) for scale > 0, max >= every x; returns the sum of out. */
+    float (*exp_sum)(float *out, const float *x, float max, float scale, int64_t n);
+    /* log sum exp(x), n > 0. Partial sums of 512 terms are added up in double. */
+    double (*logsumexp)(const float *x, int64_t n);
+    /* sum p log(p/q) for p = softmax(a), q = softmax(b), given the log-sum-exp of both. */
+    double (*kl)(const float *a, const float *b, double lse_a, double lse_b, int64_t n);
+
+    /* One row of the "int" family (format/int.c), bit-exact with its dequant_row. */
+    void (*dequant_int)(const nb_format *f, const uint8_t *const plane[], int64_t n, float *out);
+} nb_kernels;
+
+/* cpu: NB_CPU_... that may be used; 0: the reference. */
+void nb_kernels_init(nb_kernels *k, unsigned cpu);
+
+/* One row of any format: the slot of its family where there is one. */
+void nb_kernels_dequant(const nb_kernels *k, const nb_format *f, const uint8_t *const plane[],
+                        int64_t n, float *out);
+
+/* The steps of nb_kernels_init. */
+void nb_kernels_init_ref(nb_kernels *k);
+#if defined(__x86_64__)
+void nb_kernels_init_avx2(nb_kernels *k);
+void nb_kernels_init_avx512(nb_kernels *k);
+void nb_kernels_init_int_avx2(nb_kernels *k);
+void nb_kernels_init_int_avx512(nb_kernels *k);
+#endif
+
+#endif

@@ -1,0 +1,52 @@
+/* Round: to nearest. fit, encode and pack each row on its own. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "method/method.h"
+
+static void round_row(const nb_job *job, const nb_plane_spec *spec, int64_t row, uint8_t *codes,
+                      nb_qparam *p)
+{
+    const nb_format *f = job->format;
+    const nb_format_family *family = f->family;
+    const float *w = job->w + row * job->n_in;
+    int64_t groups = nb_format_groups(f, job->n_in);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t at = nb_group_begin(f, g), n = nb_group_length(f, job->n_in, g);
+        family->fit(f, w + at, job->importance ? job->importance + at : NULL, n,
+                    job->clip_lo[row * groups + g], job->clip_hi[row * groups + g], &p[g]);
+        family->encode(f, &p[g], w + at, n, codes + at);
+    }
+    uint8_t *plane[NB_MAX_PLANES] = {0};
+    for (int i = 0; i < NB_MAX_PLANES && job->plane[i]; i++) {
+        plane[i] = job->plane[i] + row * spec[i].row_bytes;
+    }
+    family->pack_row(f, codes, p, job->n_in, plane);
+}
+
+static nb_status run_nearest(nb_job *job, nb_error *err)
+{
+    nb_plane_spec spec[NB_MAX_PLANES];
+    int64_t groups = nb_format_groups(job->format, job->n_in);
+    size_t row_bytes = (size_t)job->n_in + (size_t)groups * sizeof(nb_qparam);
+    bool memory = true;
+    job->format->family->planes(job->format, job->n_in, spec);
+#pragma omp parallel num_threads(job->threads) reduction(&& : memory)
+    {
+        nb_qparam *p = malloc(row_bytes);
+        memory = p != NULL;
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < job->n_out; row++) {
+            if (p) round_row(job, spec, row, (uint8_t *)(p + groups), p);
+        }
+        free(p);
+    }
+    return memory ? NB_OK : nb_fail_memory(err, job->name, row_bytes);
+}
+
+const nb_method nb_method_nearest = {
+    .name = "nearest",
+    .kind = NB_STEP_ROUND,
+    .source = "round-to-nearest",
+    .run = run_nearest,
+};

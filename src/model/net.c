@@ -1,0 +1,118 @@
+/* A whole model on a device, and the keys and values of one sequence through it. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/family.h"
+
+/* Fake-quant reference: the packed planes give way to their values in fp32. */
+static nb_status unpack(nb_host_linear *l, nb_arena *arena, nb_error *err)
+{
+    if (!l->name || !nb_format_is_quantized(&l->w.format)) return NB_OK;
+    float *w = nb_arena_alloc(arena, (size_t)l->w.n_out * (size_t)l->w.n_in, sizeof *w);
+    if (!w) return nb_fail(err, NB_ERESOURCE, "out of memory: unpacking %s", l->name);
+    nb_matrix_dequant(&l->w, 0, l->w.n_out, w);
+    l->w.format = nb_format_plain(NB_F32);
+    memset(l->w.plane, 0, sizeof l->w.plane);
+    l->w.plane[0] = (const uint8_t *)w;
+    return NB_OK;
+}
+
+static nb_status load_block(nb_net *n, const nb_source *src, int i, bool simulate, nb_error *err)
+{
+    nb_host_block h;
+    NB_TRY(nb_source_block(src, i, n->arena, &h, err));
+    for (int r = 0; r < NB_N_ROLES && simulate; r++) NB_TRY(unpack(&h.linear[r], n->arena, err));
+    NB_TRY(nb_block_create(n->be, &n->cfg, &h, &n->blocks[i], err));
+    n->weight_bytes += nb_block_bytes(n->blocks[i]);
+    return NB_OK;
+}
+
+static nb_status load(nb_net *n, const nb_source *src, bool simulate, nb_error *err)
+{
+    NB_TRY(nb_arena_create(&n->arena, err));
+    n->blocks = calloc((size_t)n->cfg.n_layers, sizeof *n->blocks);
+    if (!n->blocks) return nb_fail_memory(err, "blocks", (size_t)n->cfg.n_layers * sizeof *n->blocks);
+    nb_host_ends h;
+    NB_TRY(nb_source_ends(src, n->arena, &h, err));
+    NB_TRY(nb_ends_create(n->be, &n->cfg, &h, &n->ends, err));
+    n->weight_bytes = nb_ends_bytes(n->ends);
+    for (int i = 0; i < n->cfg.n_layers; i++) NB_TRY(load_block(n, src, i, simulate, err));
+    return n->be->ops->sync(n->be, err);
+}
+
+nb_status nb_net_create(nb_net **out, nb_backend *be, const nb_source *src, bool simulate,
+                        nb_error *err)
+{
+    *out = NULL;
+    nb_net *n = calloc(1, sizeof *n);
+    if (!n) return nb_fail_memory(err, "model", sizeof *n);
+    n->be = be;
+    n->cfg = *nb_source_config(src);
+    nb_status st = load(n, src, simulate, err);
+    if (st != NB_OK) {
+        nb_net_free(n);
+        return st;
+    }
+    *out = n;
+    return NB_OK;
+}
+
+void nb_net_free(nb_net *n)
+{
+    if (!n) return;
+    for (int i = 0; n->blocks && i < n->cfg.n_layers; i++) nb_block_free(n->blocks[i]);
+    free(n->blocks);
+    nb_ends_free(n->ends);
+    nb_arena_free(n->arena);
+    free(n);
+}
+
+nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, bool shared,
+                          nb_error *err)
+{
+    *out = NULL;
+    nb_cache *c = calloc(1, sizeof *c);
+    if (!c) return nb_fail_memory(err, "KV cache", sizeof *c);
+    *c = (nb_cache){.be = n->be, .n_kv = shared ? 1 : n->cfg.n_layers, .capacity = capacity};
+    int64_t width = (int64_t)n->cfg.n_kv_heads * n->cfg.head_dim;
+    c->kv = calloc((size_t)c->n_kv, sizeof *c->kv);
+    nb_status st = c->kv ? NB_OK : nb_fail_memory(err, "KV cache", sizeof *c->kv);
+    for (int i = 0; i < c->n_kv && st == NB_OK; i++) {
+        nb_buffer *buf; /* keys, then values */
+        st = n->be->ops->buffer_create(n->be, 2 * capacity * width, &buf, err);
+        if (st != NB_OK) break;
+        c->kv[i].k = c->kv[i].v = nb_view_of(buf, capacity, width);
+        c->kv[i].v.off = capacity * width;
+        c->bytes += (size_t)(2 * capacity * width) * sizeof(float);
+    }
+    if (st == NB_OK) st = nb_rope_table(n->be, &n->cfg, capacity, &c->rope, err);
+    if (st != NB_OK) {
+        nb_cache_free(c);
+        return st;
+    }
+    *out = c;
+    return NB_OK;
+}
+
+void nb_cache_free(nb_cache *c)
+{
+    if (!c) return;
+    for (int i = 0; c->kv && i < c->n_kv; i++) c->be->ops->buffer_free(c->be, c->kv[i].k.buf);
+    c->be->ops->buffer_free(c->be, c->rope.buf);
+    free(c->kv);
+    free(c);
+}
+
+nb_status nb_net_forward(const nb_net *n, nb_workspace *ws, nb_cache *c, nb_view x,
+                         const int32_t *ids, int64_t pos0, nb_error *err)
+{
+    if (pos0 + x.rows > c->capacity) {
+        return nb_fail(err, NB_ERESOURCE, "KV cache: %lld positions, capacity %lld",
+                       (long long)(pos0 + x.rows), (long long)c->capacity);
+    }
+    NB_TRY(nb_ends_embed(n->ends, x, ids, pos0, err));
+    for (int i = 0; i < n->cfg.n_layers; i++) {
+        nb_block_forward(n->blocks[i], ws, x, c->kv[c->n_kv == 1 ? 0 : i], c->rope, pos0);
+    }
+    return n->be->ops->sync(n->be, err);
+}

@@ -1,0 +1,139 @@
+/* A checkpoint read through its family: opening, and what it says about itself. */
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/source.h"
+#include "model/vocab.h"
+
+/* ---- quantization_config ---------------------------------------------------------------- */
+
+static nb_status read_modules(nb_source *s, const json_t *q, nb_error *err)
+{
+    json_t *modules = json_object_get(q, "modules");
+    if (!json_is_object(modules)) {
+        return nb_fail(err, NB_EINPUT, "quantization_config.modules: expected an object");
+    }
+    const char *name;
+    json_t *v;
+    json_object_foreach(modules, name, v) {
+        nb_format f;
+        const char *word = json_string_value(v);
+        if (!word || nb_format_parse(&f, word, NULL) != NB_OK || !nb_format_is_quantized(&f)) {
+            return nb_fail(err, NB_EINPUT, "quantization_config.modules[\"%.100s\"]: \"%.40s\" is no "
+                           "format of weights", name, word ? word : "");
+        }
+    }
+    s->modules = json_incref(modules);
+    return NB_OK;
+}
+
+static nb_status read_act(nb_source *s, const json_t *q, nb_error *err)
+{
+    const char *word = json_string_value(json_object_get(q, "acts"));
+    if (!word) return NB_OK;
+    if (nb_format_parse(&s->act, word, NULL) != NB_OK) {
+        return nb_fail(err, NB_EINPUT, "quantization_config.acts: \"%.40s\" is no format", word);
+    }
+    if (!nb_format_is_quantized(&s->act)) s->act.family = NULL;
+    return NB_OK;
+}
+
+static nb_status read_quantization(nb_source *s, const json_t *q, nb_error *err)
+{
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    json_int_t version = json_integer_value(json_object_get(q, "format_version"));
+    if (!method || strcmp(method, "nibble") != 0) {
+        return nb_fail(err, NB_EINPUT, "quantization_config.quant_method: \"%.40s\", expected "
+                       "\"nibble\"", method ? method : "");
+    }
+    if (version != 1) {
+        return nb_fail(err, NB_EINPUT, "quantization_config.format_version: %lld, expected 1",
+                       (long long)version);
+    }
+    json_t *recipe = json_object_get(q, "recipe");
+    if (json_is_string(recipe)) s->recipe = json_incref(recipe);
+    json_t *bytes = json_object_get(q, "source_bytes");
+    if (json_is_integer(bytes)) s->source_bytes = json_integer_value(bytes);
+    NB_TRY(read_act(s, q, err));
+    return read_modules(s, q, err);
+}
+
+static nb_status read_config(nb_source *s, nb_error *err)
+{
+    size_t n;
+    const char *text = nb_checkpoint_config(s->ckpt, &n);
+    if (!text || nb_checkpoint_container(s->ckpt) == NB_GGUF) return NB_OK;
+    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL);
+    json_t *q = json_object_get(root, "quantization_config");
+    nb_status st = json_is_object(q) ? read_quantization(s, q, err) : NB_OK;
+    json_decref(root);
+    return st == NB_OK ? st : nb_wrap(err, st, "%s/config.json", nb_checkpoint_dir(s->ckpt));
+}
+
+/* ---- life ------------------------------------------------------------------------------- */
+
+nb_status nb_source_open(nb_source **out, const char *path, nb_error *err)
+{
+    *out = NULL;
+    nb_source *s = calloc(1, sizeof *s);
+    if (!s) return nb_fail_memory(err, "source", sizeof *s);
+    s->source_bytes = -1;
+    nb_status st = nb_checkpoint_open(&s->ckpt, path, err);
+    if (st == NB_OK) st = nb_config_from_checkpoint(&s->cfg, s->ckpt, err);
+    if (st == NB_OK) st = read_config(s, err);
+    if (st == NB_OK) st = nb_source_resolve(s, err);
+    if (st != NB_OK) {
+        nb_source_close(s);
+        return st;
+    }
+    *out = s;
+    return NB_OK;
+}
+
+void nb_source_close(nb_source *s)
+{
+    if (!s) return;
+    nb_checkpoint_close(s->ckpt);
+    json_decref(s->modules);
+    json_decref(s->recipe);
+    free(s);
+}
+
+const nb_config *nb_source_config(const nb_source *s) { return &s->cfg; }
+
+const nb_checkpoint *nb_source_checkpoint(const nb_source *s) { return s->ckpt; }
+
+bool nb_source_is_quantized(const nb_source *s) { return s->modules != NULL; }
+
+const char *nb_source_recipe(const nb_source *s) { return json_string_value(s->recipe); }
+
+int64_t nb_source_source_bytes(const nb_source *s) { return s->source_bytes; }
+
+nb_format nb_source_format(const nb_source *s, const char *module)
+{
+    nb_format f = {0};
+    const char *word = json_string_value(json_object_get(s->modules, module));
+    if (word) nb_format_parse(&f, word, NULL); /* checked when opened */
+    return f;
+}
+
+nb_status nb_source_tokenizer(const nb_source *s, nb_tokenizer **out, nb_error *err)
+{
+    return nb_checkpoint_tokenizer(s->ckpt, out, err);
+}
+
+nb_status nb_source_config_json(const nb_source *s, char **json, nb_error *err)
+{
+    *json = NULL;
+    if (nb_checkpoint_container(s->ckpt) != NB_GGUF) {
+        size_t n;
+        const char *text = nb_checkpoint_config(s->ckpt, &n);
+        *json = strndup(text, n);
+        return *json ? NB_OK : nb_fail_memory(err, "config.json", n);
+    }
+    int64_t bos = -1, eos = -1;
+    nb_meta_int(nb_checkpoint_meta(s->ckpt, "tokenizer.ggml.bos_token_id"), &bos);
+    nb_meta_int(nb_checkpoint_meta(s->ckpt, "tokenizer.ggml.eos_token_id"), &eos);
+    return nb_config_write_json(&s->cfg, (int)bos, (int)eos, json, err);
+}

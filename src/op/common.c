@@ -1,0 +1,64 @@
+#include "op/common.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "base/size.h"
+
+static void set_message(nb_error *err, nb_status status, const char *fmt, va_list ap)
+{
+    err->status = status;
+    vsnprintf(err->message, sizeof err->message, fmt, ap);
+}
+
+void nb_fault_set(nb_fault *f, nb_status status, const char *fmt, ...)
+{
+    if (f->first.status != NB_OK) return;
+    va_list ap;
+    va_start(ap, fmt);
+    set_message(&f->first, status, fmt, ap);
+    va_end(ap);
+}
+
+void nb_fault_set_memory(nb_fault *f, const char *what, size_t n_bytes)
+{
+    if (f->first.status == NB_OK) nb_fail_memory(&f->first, what, n_bytes);
+}
+
+nb_status nb_fault_take(nb_fault *f, nb_error *err)
+{
+    nb_error first = f->first;
+    *f = (nb_fault){0};
+    if (err && first.status != NB_OK) *err = first;
+    return first.status;
+}
+
+bool nb_fault_check_ids(nb_fault *f, const char *what, const int32_t *ids, int64_t n,
+                        int64_t limit)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if (ids[i] >= 0 && ids[i] < limit) continue;
+        nb_fault_set(f, NB_EUSAGE, "%s %" PRId64 ": id %" PRId32 " is not in [0, %" PRId64 ")",
+                     what, i, ids[i], limit);
+        return false;
+    }
+    return true;
+}
+
+void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
+{
+    enum { PIECE = 512 };
+    int64_t groups = nb_format_groups(f, n);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t begin = nb_group_begin(f, g), end = begin + nb_group_length(f, n, g);
+        nb_qparam p;
+        f->family->fit(f, x + begin, NULL, end - begin, 1, 1, &p);
+        for (int64_t i = begin; i < end; i += PIECE) {
+            uint8_t codes[PIECE];
+            int64_t m = nb_min_i64(end - i, PIECE);
+            f->family->encode(f, &p, x + i, m, codes);
+            f->family->decode(f, &p, codes, m, out + i);
+        }
+    }
+}

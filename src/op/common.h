@@ -1,0 +1,23 @@
+/* What the backends share: the sticky failure, and fake quantization of one row. */
+#ifndef NB_OP_COMMON_H
+#define NB_OP_COMMON_H
+
+#include "op/op.h"
+
+/* The first failure since it was last taken; status NB_OK: none. */
+typedef struct nb_fault {
+    nb_error first;
+} nb_fault;
+
+void nb_fault_set(nb_fault *f, nb_status status, const char *fmt, ...) NB_PRINTF(3, 4);
+void nb_fault_set_memory(nb_fault *f, const char *what, size_t n_bytes);
+nb_status nb_fault_take(nb_fault *f, nb_error *err);
+
+/* True if all n ids lie in [0, limit); otherwise a fault that names the first one. */
+bool nb_fault_check_ids(nb_fault *f, const char *what, const int32_t *ids, int64_t n,
+                        int64_t limit);
+
+/* out = decode(encode(x)) with parameters fitted to each group of the row. out may be x. */
+void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out);
+
+#endif

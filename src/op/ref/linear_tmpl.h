@@ -1,0 +1,96 @@
+/* Linears of the scalar backend; included by ref_tmpl.h. */
+
+static void linear_free(nb_backend *be, nb_linear *l)
+{
+    NB_UNUSED(be);
+    if (!l) return;
+    free(l->bias);
+    free(l);
+}
+
+static nb_status linear_create(nb_backend *be, const nb_linear_desc *d, nb_linear **out,
+                               nb_error *err)
+{
+    *out = NULL;
+    nb_linear *l = calloc(1, sizeof *l);
+    if (!l) return nb_fail_memory(err, "linear", sizeof *l);
+    l->w = *d->w;
+    l->act = d->act;
+    if (d->bias) {
+        size_t bytes = (size_t)d->w->n_out * sizeof *l->bias;
+        l->bias = malloc(bytes);
+        if (!l->bias) {
+            linear_free(be, l);
+            return nb_fail_memory(err, "bias", bytes);
+        }
+        memcpy(l->bias, d->bias, bytes);
+    }
+    *out = l;
+    return NB_OK;
+}
+
+static size_t linear_bytes(const nb_linear *l)
+{
+    size_t bias = l->bias ? (size_t)l->w.n_out * sizeof *l->bias : 0;
+    return (size_t)nb_matrix_bytes(&l->w) + bias;
+}
+
+static void embed_forward(nb_backend *be, nb_view out, const nb_linear *w, const int32_t *ids)
+{
+    assert(out.cols == w->w.n_in);
+    if (!nb_fault_check_ids(fault(be), "token", ids, out.rows, w->w.n_out)) return;
+    float *v = malloc((size_t)out.cols * sizeof *v);
+    if (!v) {
+        nb_fault_set_memory(fault(be), "embedding row", (size_t)out.cols * sizeof *v);
+        return;
+    }
+    for (int64_t t = 0; t < out.rows; t++) {
+        nb_matrix_dequant(&w->w, ids[t], 1, v);
+        for (int64_t c = 0; c < out.cols; c++) row(out, t)[c] = v[c];
+    }
+    free(v);
+}
+
+/* q [T, M] = operands made of x: through the act format and the compute type. */
+static void quantize_input(nb_backend *be, REAL *q, nb_view x, const nb_format *act, float *tmp)
+{
+    for (int64_t t = 0; t < x.rows; t++) {
+        REAL *to = q + t * x.cols;
+        memcpy(to, row(x, t), (size_t)x.cols * sizeof *to);
+        if (nb_format_is_quantized(act)) {
+            for (int64_t c = 0; c < x.cols; c++) tmp[c] = (float)to[c];
+            nb_fake_quant_row(act, tmp, x.cols, tmp);
+            for (int64_t c = 0; c < x.cols; c++) to[c] = tmp[c];
+        }
+        for (int64_t c = 0; c < x.cols; c++) to[c] = operand(be, to[c]);
+    }
+}
+
+static REAL dot(const nb_backend *be, const REAL *x, const float *w, int64_t n)
+{
+    REAL s = 0;
+    for (int64_t i = 0; i < n; i++) s += x[i] * operand(be, w[i]);
+    return s;
+}
+
+static void linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_linear *w, bool add)
+{
+    assert(out.rows == x.rows && x.cols == w->w.n_in && out.cols == w->w.n_out);
+    REAL *q = malloc((size_t)(x.rows * x.cols + 1) * sizeof *q);
+    float *v = malloc((size_t)(x.cols + 1) * sizeof *v);
+    if (q && v) {
+        quantize_input(be, q, x, &w->act, v);
+        for (int64_t n = 0; n < out.cols; n++) {
+            nb_matrix_dequant(&w->w, n, 1, v);
+            for (int64_t t = 0; t < out.rows; t++) {
+                REAL y = dot(be, q + t * x.cols, v, x.cols);
+                if (w->bias) y += w->bias[n];
+                row(out, t)[n] = add ? row(out, t)[n] + y : y;
+            }
+        }
+    } else {
+        nb_fault_set_memory(fault(be), "linear", (size_t)(x.rows * x.cols) * sizeof *q);
+    }
+    free(q);
+    free(v);
+}

@@ -1,0 +1,68 @@
+/* The scalar backend over REAL (float or double): the definition of every op. Never optimised.
+ *
+ * Weights and act formats are fp32 on both; what is computed from them is REAL. With
+ * NB_COMPUTE_BF16 the inputs of matrix products (x, weights, q, k, v) are rounded to bf16 first;
+ * softmax weights, which another backend may round as well, stay REAL. */
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <tgmath.h>
+
+#include "base/size.h"
+#include "format/half.h"
+#include "op/common.h"
+
+struct nb_buffer {
+    REAL *data;
+    int64_t n;
+};
+
+struct nb_linear {
+    nb_matrix w;
+    float *bias; /* [n_out] or NULL */
+    nb_format act;
+};
+
+static nb_fault *fault(nb_backend *be) { return be->state; }
+
+static REAL *row(nb_view v, int64_t r) { return v.buf->data + v.off + r * v.stride; }
+
+/* What enters a product. */
+static REAL operand(const nb_backend *be, REAL x)
+{
+    return be->compute == NB_COMPUTE_BF16 ? nb_bf16_to_f32(nb_bf16_from_f32((float)x)) : x;
+}
+
+#include "op/ref/memory_tmpl.h"
+
+#include "op/ref/linear_tmpl.h"
+
+#include "op/ref/attention_tmpl.h"
+
+#include "op/ref/loss_tmpl.h"
+#include "op/ref/pointwise_tmpl.h"
+
+const nb_ops REF_OPS = {
+    .name = REF_NAME,
+    .create = ref_create,
+    .destroy = ref_destroy,
+    .sync = ref_sync,
+    .buffer_create = buffer_create,
+    .buffer_free = buffer_free,
+    .upload = upload,
+    .download = download,
+    .copy = copy,
+    .linear_create = linear_create,
+    .linear_free = linear_free,
+    .linear_bytes = linear_bytes,
+    .embed_forward = embed_forward,
+    .linear_forward = linear_forward,
+    .norm_forward = norm_forward,
+    .rope_forward = rope_forward,
+    .attention_forward = attention_forward,
+    .add_forward = add_forward,
+    .glu_forward = glu_forward,
+    .act_forward = act_forward,
+    .nll_forward = nll_forward,
+    .kl_forward = kl_forward,
+};

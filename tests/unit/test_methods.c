@@ -1,0 +1,167 @@
+/* Steps of a recipe on one linear. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/arena.h"
+#include "base/rng.h"
+#include "method/method.h"
+
+enum { N_OUT = 37, N_IN = 200 };
+
+typedef struct linear {
+    nb_arena *arena;
+    nb_format format;
+    nb_job job;
+    nb_plane_spec spec[NB_MAX_PLANES];
+    int n_planes;
+} linear;
+
+static void begin_linear(linear *l, const char *word)
+{
+    *l = (linear){0};
+    assert_int_equal(nb_arena_create(&l->arena, NULL), NB_OK);
+    assert_int_equal(nb_format_parse(&l->format, word, NULL), NB_OK);
+    size_t groups = (size_t)nb_format_groups(&l->format, N_IN);
+    l->n_planes = l->format.family->planes(&l->format, N_IN, l->spec);
+    l->job = (nb_job){.name = "layers.3.q", .format = &l->format, .n_out = N_OUT, .n_in = N_IN};
+    l->job.threads = 2;
+    l->job.w = nb_arena_alloc(l->arena, N_OUT * N_IN, sizeof(float));
+    l->job.clip_lo = nb_arena_alloc(l->arena, N_OUT * groups, sizeof(float));
+    l->job.clip_hi = nb_arena_alloc(l->arena, N_OUT * groups, sizeof(float));
+    for (size_t i = 0; i < N_OUT * groups; i++) l->job.clip_lo[i] = l->job.clip_hi[i] = 1;
+    for (int i = 0; i < l->n_planes; i++) {
+        l->job.plane[i] = nb_arena_alloc(l->arena, N_OUT, (size_t)l->spec[i].row_bytes);
+    }
+    nb_rng rng = {11};
+    for (int i = 0; i < N_OUT * N_IN; i++) {
+        double x = nb_rng_normal(&rng);
+        l->job.w[i] = (float)(x * x * x); /* heavy tails: clipping helps */
+    }
+}
+
+static nb_status run_steps(linear *l, const char *clip, nb_error *err)
+{
+    const nb_method *steps[2];
+    assert_int_equal(nb_method_find(&steps[0], clip, NULL), NB_OK);
+    assert_int_equal(nb_method_find(&steps[1], "nearest", NULL), NB_OK);
+    return nb_job_run(&l->job, steps, 2, err);
+}
+
+static double squared_error(const linear *l, const float *importance)
+{
+    nb_matrix m = {.format = l->format, .n_out = N_OUT, .n_in = N_IN};
+    for (int i = 0; i < l->n_planes; i++) m.plane[i] = l->job.plane[i];
+    float back[N_IN];
+    double sum = 0;
+    for (int r = 0; r < N_OUT; r++) {
+        nb_matrix_dequant(&m, r, 1, back);
+        for (int i = 0; i < N_IN; i++) {
+            double d = (double)l->job.w[r * N_IN + i] - (double)back[i];
+            sum += d * d * (importance ? (double)importance[i] : 1);
+        }
+    }
+    return sum;
+}
+
+static void test_mse_beats_minmax(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const words[] = {"int2:g64",    "int3:row",     "int4:g128",
+                                        "int4:g8:sym", "int3:row:sym", "int8:g64"};
+    for (size_t i = 0; i < NB_COUNT(words); i++) {
+        linear a, b;
+        begin_linear(&a, words[i]);
+        begin_linear(&b, words[i]);
+        assert_int_equal(run_steps(&a, "minmax", NULL), NB_OK);
+        assert_int_equal(run_steps(&b, "mse", NULL), NB_OK);
+        double e_minmax = squared_error(&a, NULL), e_mse = squared_error(&b, NULL);
+        assert_true(e_mse <= e_minmax);
+        assert_true(a.format.bits >= 4 || e_mse < 0.9 * e_minmax);
+        nb_arena_free(a.arena);
+        nb_arena_free(b.arena);
+    }
+}
+
+/* Importance moves the optimum towards the columns that count. */
+static void test_mse_importance(void **state)
+{
+    NB_UNUSED(state);
+    float importance[N_IN];
+    for (int i = 0; i < N_IN; i++) importance[i] = i % 2 ? 100.0f : 0.01f;
+    linear a, b;
+    begin_linear(&a, "int3:g64");
+    begin_linear(&b, "int3:g64");
+    b.job.importance = importance;
+    assert_int_equal(run_steps(&a, "mse", NULL), NB_OK);
+    assert_int_equal(run_steps(&b, "mse", NULL), NB_OK);
+    assert_true(squared_error(&b, importance) < squared_error(&a, importance));
+    assert_true(squared_error(&b, NULL) > squared_error(&a, NULL));
+    nb_arena_free(a.arena);
+    nb_arena_free(b.arena);
+}
+
+static void test_threads_do_not_matter(void **state)
+{
+    NB_UNUSED(state);
+    linear a, b;
+    begin_linear(&a, "int3:g64");
+    begin_linear(&b, "int3:g64");
+    a.job.threads = 1;
+    b.job.threads = 4;
+    assert_int_equal(run_steps(&a, "mse", NULL), NB_OK);
+    assert_int_equal(run_steps(&b, "mse", NULL), NB_OK);
+    for (int i = 0; i < a.n_planes; i++) {
+        assert_memory_equal(a.job.plane[i], b.job.plane[i], (size_t)(N_OUT * a.spec[i].row_bytes));
+    }
+    nb_arena_free(a.arena);
+    nb_arena_free(b.arena);
+}
+
+static void test_not_finite(void **state)
+{
+    NB_UNUSED(state);
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < NB_COUNT(bad); i++) {
+        linear l;
+        nb_error err = {0};
+        begin_linear(&l, "int4:g64");
+        l.job.w[36 * N_IN + 7] = bad[i];
+        l.job.w[21 * N_IN + 133] = bad[i];
+        assert_int_equal(run_steps(&l, "minmax", &err), NB_ENUMERIC);
+        assert_non_null(strstr(err.message, "layers.3.q"));
+        assert_non_null(strstr(err.message, "[21, 133]"));
+        nb_arena_free(l.arena);
+    }
+}
+
+static void test_find(void **state)
+{
+    NB_UNUSED(state);
+    const nb_method *m;
+    nb_error err = {0};
+    assert_int_equal(nb_method_find(&m, "rtnn", &err), NB_EUSAGE);
+    assert_null(m);
+    assert_non_null(strstr(err.message, "rtnn"));
+    for (int i = 0; nb_methods[i]; i++) {
+        assert_non_null(strstr(err.message, nb_methods[i]->name));
+        assert_int_equal(nb_method_find(&m, nb_methods[i]->name, NULL), NB_OK);
+        assert_ptr_equal(m, nb_methods[i]);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mse_beats_minmax),
+        cmocka_unit_test(test_mse_importance),
+        cmocka_unit_test(test_threads_do_not_matter),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_find),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
