@@ -13,7 +13,8 @@ CFLAGS += -std=c11 $(OPT) -g -fopenmp -fno-math-errno -ffp-contract=off -fvisibi
 CPPFLAGS += -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -Iinclude -MMD -MP
 LDLIBS += -ldnnl -lxxhash -ljansson -lyaml -lpcre2-8 -lutf8proc -llapacke -lopenblas -lm
 ifneq ($(SAN),)
-CFLAGS += -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+# (clang says where checks keep a loop from becoming vector code)
+CFLAGS += -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer -Wno-pass-failed
 LDFLAGS += -fsanitize=$(SAN)
 BUILD := build/san
 endif
@@ -53,6 +54,18 @@ $(BUILD)/bench/%: bench/%.c $(BUILD)/libnibble.a
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) -Isrc $(CFLAGS) $(LDFLAGS) $< $(BUILD)/libnibble.a $(LDLIBS) -o $@
 
+# Fuzzers: libFuzzer is clang's, so the whole library is compiled a second time by it.
+FUZZ_CC  ?= clang
+FUZZ_SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -Wno-pass-failed
+FUZZ_OBJ := $(LIB_SRC:%.c=$(BUILD)/fuzz/obj/%.o)
+$(BUILD)/fuzz/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(CPPFLAGS) -Isrc $(CFLAGS) $(ISA) $(FUZZ_SAN) -fsanitize=fuzzer-no-link -c $< -o $@
+$(BUILD)/fuzz/libnibble.a: $(FUZZ_OBJ)
+	rm -f $@ && ar rcs $@ $^
+$(BUILD)/fuzz/%: fuzz/%.c $(BUILD)/fuzz/libnibble.a
+	$(FUZZ_CC) $(CPPFLAGS) -Isrc $(CFLAGS) $(FUZZ_SAN) -fsanitize=fuzzer $< $(BUILD)/fuzz/libnibble.a $(LDLIBS) -o $@
+
 # ---- what people type ------------------------------------------------------------------------
 deps:
 	scripts/deps.sh
@@ -72,6 +85,9 @@ demo:
 	$(MAKE) -j$(NPROC) all
 	scripts/demo.sh $(BUILD)/nibble
 bench: $(BENCHES)
+FUZZ_SECONDS ?= 20
+fuzz: $(FUZZERS) $(TESTS)
+	scripts/fuzz.sh $(BUILD) $(FUZZ_SECONDS)
 
 PREFIX ?= /usr/local
 install: all
@@ -85,4 +101,4 @@ install: all
 clean:
 	rm -rf build
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d)
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d) $(FUZZ_OBJ:.o=.d) $(FUZZERS:=.d)

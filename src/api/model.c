@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "eval/eval.h"
+#include "model/family.h"
 
 #define NB_VERSION "0.1.0"
 

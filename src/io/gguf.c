@@ -85,8 +85,9 @@ static nb_status check_version(uint32_t version, nb_error *err)
         return nb_fail(err, NB_EINPUT, "version: big-endian GGUF file, expected little-endian");
     }
     if (version == 1) {
-        return nb_fail(err, NB_EINPUT, "version: GGUF 1 is obsolete, expected 2 or 3; convert the "
-                                       "original model again");
+        return nb_fail(err, NB_EINPUT,
+                       "version: GGUF 1 is obsolete, expected 2 or 3; convert the "
+                       "original model again");
     }
     return nb_fail(err, NB_EINPUT, "version: GGUF %u, expected 2 or 3", version);
 }
@@ -149,8 +150,7 @@ static nb_status read_type(cursor *c, nb_meta_type *out, const char *what, nb_er
     uint32_t type;
     NB_TRY(read_u32(c, &type, what, err));
     if (type >= NB_N_META_TYPES) {
-        return nb_fail(err, NB_EINPUT, "%s: %u, expected 0 to %d", what, type,
-                       NB_N_META_TYPES - 1);
+        return nb_fail(err, NB_EINPUT, "%s: %u, expected 0 to %d", what, type, NB_N_META_TYPES - 1);
     }
     *out = (nb_meta_type)type;
     return NB_OK;
@@ -232,10 +232,21 @@ static const struct {
     uint32_t id;
     const char *name;
 } unsupported_types[] = {
-    {4, "q4_2, removed from ggml"}, {5, "q4_3, removed from ggml"},
-    {9, "q8_1"},     {15, "q8_k"},  {16, "iq2_xxs"}, {17, "iq2_xs"}, {18, "iq3_xxs"},
-    {19, "iq1_s"},   {21, "iq3_s"}, {22, "iq2_s"},   {23, "iq4_xs"}, {29, "iq1_m"},
-    {34, "tq1_0"},   {35, "tq2_0"}, {40, "nvfp4"},
+    {4, "q4_2, removed from ggml"},
+    {5, "q4_3, removed from ggml"},
+    {9, "q8_1"},
+    {15, "q8_k"},
+    {16, "iq2_xxs"},
+    {17, "iq2_xs"},
+    {18, "iq3_xxs"},
+    {19, "iq1_s"},
+    {21, "iq3_s"},
+    {22, "iq2_s"},
+    {23, "iq4_xs"},
+    {29, "iq1_m"},
+    {34, "tq1_0"},
+    {35, "tq2_0"},
+    {40, "nvfp4"},
 };
 
 static nb_status find_dtype(nb_tensor *t, uint32_t id, nb_error *err)

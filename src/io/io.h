@@ -72,7 +72,7 @@ int64_t nb_checkpoint_bytes(const nb_checkpoint *c); /* of all weight files */
 nb_status nb_checkpoint_hash(const nb_checkpoint *c, char out[33], nb_error *err);
 
 size_t nb_checkpoint_count(const nb_checkpoint *c);
-const nb_tensor *nb_checkpoint_at(const nb_checkpoint *c, size_t i); /* sorted by name */
+const nb_tensor *nb_checkpoint_at(const nb_checkpoint *c, size_t i);           /* sorted by name */
 const nb_tensor *nb_checkpoint_find(const nb_checkpoint *c, const char *name); /* NULL: none */
 /* The tensor's pages are not needed for now. */
 void nb_checkpoint_release(const nb_checkpoint *c, const nb_tensor *t);
@@ -100,8 +100,9 @@ typedef struct nb_tensor_list {
     struct nb_arena *arena; /* owns names, items and meta */
     nb_meta *meta;          /* GGUF */
     size_t n_meta;
-    const char *const *st_meta; /* safetensors __metadata__: key, value, key, value, ...; file order */
-    size_t n_st_meta;           /* pairs */
+    const char *const
+        *st_meta;     /* safetensors __metadata__: key, value, key, value, ...; file order */
+    size_t n_st_meta; /* pairs */
 } nb_tensor_list;
 
 nb_status nb_safetensors_parse(nb_tensor_list *out, const uint8_t *data, size_t n_bytes,

@@ -4,9 +4,9 @@
 #include <string.h>
 
 const uint8_t nb_meta_bytes[NB_N_META_TYPES] = {
-    [NB_META_U8] = 1,  [NB_META_I8] = 1,   [NB_META_U16] = 2, [NB_META_I16] = 2,
-    [NB_META_U32] = 4, [NB_META_I32] = 4,  [NB_META_F32] = 4, [NB_META_BOOL] = 1,
-    [NB_META_U64] = 8, [NB_META_I64] = 8,  [NB_META_F64] = 8, [NB_META_STRING] = 0,
+    [NB_META_U8] = 1,    [NB_META_I8] = 1,  [NB_META_U16] = 2, [NB_META_I16] = 2,
+    [NB_META_U32] = 4,   [NB_META_I32] = 4, [NB_META_F32] = 4, [NB_META_BOOL] = 1,
+    [NB_META_U64] = 8,   [NB_META_I64] = 8, [NB_META_F64] = 8, [NB_META_STRING] = 0,
     [NB_META_ARRAY] = 0,
 };
 
@@ -20,16 +20,29 @@ static bool read_int(nb_meta_type type, const uint8_t *p, int64_t *out)
     case NB_META_U8:
     case NB_META_U16:
     case NB_META_U32:
-    case NB_META_BOOL: *out = (int64_t)u; return true;
-    case NB_META_U64: *out = (int64_t)u; return u <= INT64_MAX;
-    case NB_META_I8: *out = (int8_t)u; return true;
-    case NB_META_I16: *out = (int16_t)u; return true;
-    case NB_META_I32: *out = (int32_t)u; return true;
-    case NB_META_I64: *out = (int64_t)u; return true;
+    case NB_META_BOOL:
+        *out = (int64_t)u;
+        return true;
+    case NB_META_U64:
+        *out = (int64_t)u;
+        return u <= INT64_MAX;
+    case NB_META_I8:
+        *out = (int8_t)u;
+        return true;
+    case NB_META_I16:
+        *out = (int16_t)u;
+        return true;
+    case NB_META_I32:
+        *out = (int32_t)u;
+        return true;
+    case NB_META_I64:
+        *out = (int64_t)u;
+        return true;
     case NB_META_F32:
     case NB_META_F64:
     case NB_META_STRING:
-    case NB_META_ARRAY: break;
+    case NB_META_ARRAY:
+        break;
     }
     return false;
 }
@@ -54,10 +67,7 @@ static bool read_float(nb_meta_type type, const uint8_t *p, double *out)
 
 bool nb_meta_int(const nb_meta *m, int64_t *out) { return m && read_int(m->type, m->data, out); }
 
-bool nb_meta_float(const nb_meta *m, double *out)
-{
-    return m && read_float(m->type, m->data, out);
-}
+bool nb_meta_float(const nb_meta *m, double *out) { return m && read_float(m->type, m->data, out); }
 
 bool nb_meta_bool(const nb_meta *m, bool *out)
 {

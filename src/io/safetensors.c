@@ -143,8 +143,8 @@ static nb_status find_hash(nb_tensor *t, const nb_tensor_list *l, const json_t *
 static nb_status parse_tensor(nb_tensor *t, const nb_tensor_list *l, const char *name,
                               const json_t *v, section buffer, nb_error *err)
 {
-    NB_TRY(nb_name_copy(l->arena, &t->name, name, strlen(name), MAX_HEADER_BYTES, "tensor name",
-                        err));
+    NB_TRY(
+        nb_name_copy(l->arena, &t->name, name, strlen(name), MAX_HEADER_BYTES, "tensor name", err));
     if (!json_is_object(v) || json_object_size(v) != 3) {
         return nb_fail(err, NB_EINPUT,
                        "tensor \"%s\": expected an object of dtype, shape and data_offsets", name);
@@ -164,7 +164,8 @@ static nb_status parse_meta(nb_tensor_list *l, json_t *meta, nb_error *err)
     l->st_meta = pairs;
     const char *key;
     json_t *v;
-    json_object_foreach (meta, key, v) {
+    json_object_foreach(meta, key, v)
+    {
         if (!json_is_string(v)) {
             return nb_fail(err, NB_EINPUT, "__metadata__: \"%.80s\": expected a string", key);
         }
@@ -210,7 +211,8 @@ static nb_status parse_root(nb_tensor_list *l, json_t *root, section buffer, nb_
     if (!l->items) return nb_fail_memory(err, "tensor list", json_object_size(root));
     const char *name;
     json_t *v;
-    json_object_foreach (root, name, v) {
+    json_object_foreach(root, name, v)
+    {
         if (v == meta) continue;
         nb_tensor *t = &l->items[l->n++];
         NB_TRY(parse_tensor(t, l, name, v, buffer, err));
@@ -221,7 +223,8 @@ static nb_status parse_root(nb_tensor_list *l, json_t *root, section buffer, nb_
 
 static nb_status fail_json(const json_error_t *e, size_t n_bytes, nb_error *err)
 {
-    if (json_error_code(e) == json_error_out_of_memory) return nb_fail_memory(err, "header", n_bytes);
+    if (json_error_code(e) == json_error_out_of_memory)
+        return nb_fail_memory(err, "header", n_bytes);
     return nb_fail(err, NB_EINPUT, "header is not valid JSON: %s (byte %d)", e->text, e->position);
 }
 

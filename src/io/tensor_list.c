@@ -24,8 +24,8 @@ static size_t printable_prefix(const char *s, size_t n_bytes)
     size_t i = 0;
     while (i < n_bytes) {
         utf8proc_int32_t c;
-        utf8proc_ssize_t k = utf8proc_iterate((const utf8proc_uint8_t *)s + i,
-                                              (utf8proc_ssize_t)(n_bytes - i), &c);
+        utf8proc_ssize_t k =
+            utf8proc_iterate((const utf8proc_uint8_t *)s + i, (utf8proc_ssize_t)(n_bytes - i), &c);
         if (k <= 0 || c < 0x20 || (c >= 0x7f && c < 0xa0)) return i;
         i += (size_t)k;
     }
@@ -43,19 +43,32 @@ nb_status nb_name_copy(nb_arena *a, const char **out, const char *s, size_t n_by
     }
     size_t ok = printable_prefix(s, n_bytes);
     if (ok < n_bytes) {
-        return nb_fail(err, NB_EINPUT,
-                       "%s \"%.*s...\": byte %zu (0x%02x) is not printable UTF-8", what,
-                       (int)(ok < 80 ? ok : 80), s, ok, (unsigned char)s[ok]);
+        return nb_fail(err, NB_EINPUT, "%s \"%.*s...\": byte %zu (0x%02x) is not printable UTF-8",
+                       what, (int)(ok < 80 ? ok : 80), s, ok, (unsigned char)s[ok]);
     }
     *out = nb_arena_strndup(a, s, n_bytes);
     return *out ? NB_OK : nb_fail_memory(err, what, n_bytes + 1);
 }
 
+/* Product of the dimensions; false on overflow. A zero does not hide an overflow beside it: users
+ * multiply dimensions in any order. */
+static bool count_values(const nb_tensor *t, int64_t *out)
+{
+    int64_t n = 1;
+    bool empty = false;
+    for (int i = 0; i < t->n_dims; i++) {
+        empty |= t->dims[i] == 0;
+        if (t->dims[i] != 0 && __builtin_mul_overflow(n, t->dims[i], &n)) return false;
+    }
+    *out = empty ? 0 : n;
+    return true;
+}
+
 nb_status nb_tensor_size(const nb_tensor *t, size_t *n_bytes, nb_error *err)
 {
     const nb_dtype_info *d = &nb_dtypes[t->dtype];
-    size_t count;
-    if (!nb_count_dims(t->dims, t->n_dims, &count)) {
+    int64_t count;
+    if (!count_values(t, &count)) {
         return nb_fail(err, NB_EINPUT, "tensor \"%s\": the product of its dimensions overflows",
                        t->name);
     }
@@ -65,9 +78,9 @@ nb_status nb_tensor_size(const nb_tensor *t, size_t *n_bytes, nb_error *err)
                        "tensor \"%s\": rows of %lld values, expected a multiple of %d for %s",
                        t->name, (long long)row, d->block_elems, d->name);
     }
-    if (!nb_mul_size(count / d->block_elems, d->block_bytes, n_bytes)) {
-        return nb_fail(err, NB_EINPUT, "tensor \"%s\": %zu values of %s overflow the size",
-                       t->name, count, d->name);
+    if (!nb_mul_size((size_t)(count / d->block_elems), d->block_bytes, n_bytes)) {
+        return nb_fail(err, NB_EINPUT, "tensor \"%s\": %lld values of %s overflow the size",
+                       t->name, (long long)count, d->name);
     }
     return NB_OK;
 }

@@ -70,6 +70,10 @@ nb_status nb_session_append(nb_session *s, const int32_t *ids, int64_t n, const 
 {
     *logits = NULL;
     if (n <= 0) return nb_fail(err, NB_EUSAGE, "a session needs at least one token");
+    if (s->length + n > s->cache->capacity) {
+        return nb_fail(err, NB_ERESOURCE, "KV cache: %lld positions, capacity %lld",
+                       (long long)(s->length + n), (long long)s->cache->capacity);
+    }
     nb_view x = {0};
     for (int64_t i = 0; i < n; i += s->chunk) {
         int64_t T = n - i < s->chunk ? n - i : s->chunk;

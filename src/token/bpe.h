@@ -59,6 +59,14 @@ static inline size_t nb_pair_hash(int32_t left, int32_t right)
  * and flags are set. */
 nb_status nb_bpe_index(nb_bpe *m, nb_error *err);
 
+/* "left right": the first space that has something before it parts the two. */
+bool nb_split_merge(nb_text merge, nb_text *left, nb_text *right);
+
+/* Room for n merges, then one after the other in order of rank. NB_EINPUT if a part or what they
+ * make is no token. */
+nb_status nb_bpe_alloc_merges(nb_bpe *m, size_t n, nb_error *err);
+nb_status nb_bpe_add_merge(nb_bpe *m, nb_text left, nb_text right, nb_error *err);
+
 /* All merges of a SentencePiece vocabulary: every way to cut a token into two others, ranked by
  * the token's score, highest first. joinable [n tokens]: may be part or result of a merge. */
 nb_status nb_bpe_merges_from_scores(nb_bpe *m, const float *scores, const bool *joinable,

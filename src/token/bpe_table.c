@@ -139,6 +139,46 @@ nb_status nb_bpe_index(nb_bpe *m, nb_error *err)
     return NB_OK;
 }
 
+bool nb_split_merge(nb_text merge, nb_text *left, nb_text *right)
+{
+    const char *space = merge.n > 1 ? memchr(merge.s + 1, ' ', merge.n - 1) : NULL;
+    if (!space) return false;
+    size_t n = (size_t)(space - merge.s);
+    *left = (nb_text){merge.s, n};
+    *right = (nb_text){space + 1, merge.n - n - 1};
+    return right->n > 0;
+}
+
+nb_status nb_bpe_alloc_merges(nb_bpe *m, size_t n, nb_error *err)
+{
+    if (n > NB_MAX_MERGES) {
+        return nb_fail(err, NB_EINPUT, "%zu merges, expected at most %u", n, NB_MAX_MERGES);
+    }
+    m->merges = nb_arena_alloc(m->tokens.arena, n, sizeof *m->merges);
+    return m->merges ? NB_OK : nb_fail_memory(err, "merges", n * sizeof *m->merges);
+}
+
+static nb_status find_part(const nb_bpe *m, nb_text x, int32_t *id, nb_error *err)
+{
+    *id = nb_table_find(&m->tokens, x.s, x.n);
+    if (*id >= 0) return NB_OK;
+    return nb_fail(err, NB_EINPUT, "merge %zu: \"%.*s\" is not in the vocabulary", m->n_merges,
+                   (int)(x.n < 80 ? x.n : 80), x.s);
+}
+
+nb_status nb_bpe_add_merge(nb_bpe *m, nb_text left, nb_text right, nb_error *err)
+{
+    nb_merge x = {.rank = (uint32_t)m->n_merges};
+    NB_TRY(find_part(m, left, &x.left, err));
+    NB_TRY(find_part(m, right, &x.right, err));
+    char joined[2 * NB_MAX_TOKEN_BYTES]; /* both are tokens, so they are no longer than that */
+    memcpy(joined, left.s, left.n);
+    memcpy(joined + left.n, right.s, right.n);
+    NB_TRY(find_part(m, (nb_text){joined, left.n + right.n}, &x.id, err));
+    m->merges[m->n_merges++] = x;
+    return NB_OK;
+}
+
 typedef struct cut_list {
     nb_merge *items; /* malloc'ed; rank is that of the token's score */
     size_t n, capacity;

@@ -8,7 +8,7 @@
 #define INDEX  "model.safetensors.index.json"
 
 /* Headers of two-value tensors; data_offsets in file order. */
-#define TENSOR(name, begin, end) \
+#define TENSOR(name, begin, end)                                                                   \
     "'" name "':{'dtype':'F32','shape':[2],'data_offsets':[" begin "," end "]}"
 #define HEADER_A  "{" TENSOR("a", "0", "8") "}"
 #define HEADER_B  "{" TENSOR("b", "0", "8") "}"
@@ -30,8 +30,7 @@ typedef struct dir_spec {
 
 static const dir_spec good_dirs[] = {
     {"single", .files = {{SINGLE, HEADER_CA, 16}}, .config = "{}"},
-    {"sharded",
-     .files = {{"s1.safetensors", HEADER_CA, 16}, {"s2.safetensors", HEADER_B, 8}},
+    {"sharded", .files = {{"s1.safetensors", HEADER_CA, 16}, {"s2.safetensors", HEADER_B, 8}},
      .index = "{'metadata':{'total_size':24},'weight_map':{'b':'s2.safetensors',"
               "'a':'s1.safetensors','c':'s1.safetensors'}}"},
 };
@@ -58,10 +57,11 @@ static const dir_spec bad_dirs[] = {
      .index = "{'weight_map':{'a':'/etc/s1.safetensors'}}"},
     {"index-subdirectory", "leads out of the directory",
      .index = "{'weight_map':{'a':'x/s1.safetensors'}}"},
-    {"index-other-file", "expected NAME.safetensors", .index = "{'weight_map':{'a':'config.json'}}"},
+    {"index-other-file", "expected NAME.safetensors",
+     .index = "{'weight_map':{'a':'config.json'}}"},
     {"index-no-name", "expected NAME.safetensors", .index = "{'weight_map':{'a':'.safetensors'}}"},
-    {"shard-missing", "s2.safetensors: cannot open",
-     .files = {{"s1.safetensors", HEADER_A, 8}}, .index = MAP_AB},
+    {"shard-missing", "s2.safetensors: cannot open", .files = {{"s1.safetensors", HEADER_A, 8}},
+     .index = MAP_AB},
     {"shard-malformed", "s2.safetensors: data: 1 trailing bytes",
      .files = {{"s1.safetensors", HEADER_A, 8}, {"s2.safetensors", HEADER_B, 9}}, .index = MAP_AB},
     {"tensor-not-in-shard", "tensor \"b\" is not in shard s2.safetensors",
@@ -291,16 +291,18 @@ static void test_hash(void **state)
     NB_UNUSED(state);
 #define ONE(name, dtype, shape)                                                                    \
     {                                                                                              \
-        "w", .files = {{SINGLE, "{'" name "':{'dtype':'" dtype "','shape':" shape                  \
-                                ",'data_offsets':[0,8]}}", 8}}                                     \
+        "w", .files = {                                                                            \
+            {SINGLE, "{'" name "':{'dtype':'" dtype "','shape':" shape ",'data_offsets':[0,8]}}",  \
+             8}                                                                                    \
+        }                                                                                          \
     }
     static const dir_spec same[2] = {
         {"1", .files = {{SINGLE, "{" TENSOR("a", "0", "8") "," TENSOR("b", "8", "16") "}", 16}}},
         {"2", .files = {{SINGLE, "{" TENSOR("b", "8", "16") "," TENSOR("a", "0", "8") "}  ", 16}}},
     };
     static const dir_spec differ[] = {
-        ONE("w", "F32", "[2]"),    ONE("v", "F32", "[2]"), ONE("w", "I32", "[2]"),
-        ONE("w", "F32", "[2,1]"),  ONE("w", "F32", "[1,2]"),
+        ONE("w", "F32", "[2]"),   ONE("v", "F32", "[2]"),   ONE("w", "I32", "[2]"),
+        ONE("w", "F32", "[2,1]"), ONE("w", "F32", "[1,2]"),
     };
 #undef ONE
     char hash[NB_COUNT(differ)][33], first[33], second[33];

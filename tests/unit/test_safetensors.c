@@ -27,8 +27,10 @@ static const struct bad_header {
     {"nul-in-name", "{'w\\u0000x':{" F32_2 ":[0,8]}}", 8, "not valid JSON"},
     {"control-in-name", "{'w\\u001b[31m':{" F32_2 ":[0,8]}}", 8, "not printable UTF-8"},
     {"empty-name", "{'':{" F32_2 ":[0,8]}}", 8, "tensor name is empty"},
-    {"meta-number", "{'__metadata__':{'epoch':3}}", 0, "__metadata__: \"epoch\": expected a string"},
-    {"meta-nested", "{'__metadata__':{'a':{'b':'c'}}}", 0, "__metadata__: \"a\": expected a string"},
+    {"meta-number", "{'__metadata__':{'epoch':3}}", 0,
+     "__metadata__: \"epoch\": expected a string"},
+    {"meta-nested", "{'__metadata__':{'a':{'b':'c'}}}", 0,
+     "__metadata__: \"a\": expected a string"},
     {"meta-array", "{'__metadata__':['a']}", 0, "__metadata__: expected an object"},
     {"meta-hash", "{'__metadata__':{'xxh3:w':'123'},'w':{" F32_2 ":[0,8]}}", 8,
      "expected 32 hexadecimal digits"},
@@ -50,8 +52,10 @@ static const struct bad_header {
     {"shape-too-big-integer",
      "{'w':{'dtype':'F32','shape':[18446744073709551616],'data_offsets':[0,8]}}", 8,
      "too big integer"},
-    {"shape-product",
-     "{'w':{'dtype':'U8','shape':[4294967296,4294967296],'data_offsets':[0,8]}}", 8,
+    {"shape-product", "{'w':{'dtype':'U8','shape':[4294967296,4294967296],'data_offsets':[0,8]}}",
+     8, "product of its dimensions overflows"},
+    {"shape-product-beside-zero",
+     "{'w':{'dtype':'U8','shape':[0,4294967296,4294967296],'data_offsets':[0,0]}}", 0,
      "product of its dimensions overflows"},
     {"shape-bytes", "{'w':{'dtype':'F64','shape':[4611686018427387904],'data_offsets':[0,8]}}", 8,
      "overflow the size"},
@@ -256,9 +260,9 @@ static void test_write_and_read(void **state)
     nb_error err = {0};
     for (int i = 0; i < 2; i++) { /* twice: the same bytes */
         char *path = nb_path_join(dir, "w.safetensors");
-        assert_int_equal(nb_safetensors_write(path, to_write, NB_COUNT(to_write), meta_to_write, 2,
-                                              &err),
-                         NB_OK);
+        assert_int_equal(
+            nb_safetensors_write(path, to_write, NB_COUNT(to_write), meta_to_write, 2, &err),
+            NB_OK);
         assert_int_equal(nb_read_file(path, 1 << 20, &text[i], &n[i], &err), NB_OK);
         free(path);
     }
@@ -306,8 +310,10 @@ static void test_npy(void **state)
     assert_int_equal(nb_npy_write_f32(path, x, 2, 3, &err), NB_OK);
     assert_int_equal(nb_read_file(path, 1 << 20, &text, &n, &err), NB_OK);
     assert_int_equal(n, 128 + sizeof x);
-    assert_memory_equal(text, "\x93NUMPY\x01\0\x76\0{'descr': '<f4', 'fortran_order': False, "
-                              "'shape': (2, 3), } ", 70);
+    assert_memory_equal(text,
+                        "\x93NUMPY\x01\0\x76\0{'descr': '<f4', 'fortran_order': False, "
+                        "'shape': (2, 3), } ",
+                        70);
     assert_int_equal(text[127], '\n');
     assert_memory_equal(text + 128, x, sizeof x);
     free(text);
@@ -347,9 +353,12 @@ int main(int argc, char **argv)
 {
     if (argc > 1) return write_files(argv[1], argc > 2 && strcmp(argv[2], "valid") == 0);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_good_headers),   cmocka_unit_test(test_fields),
-        cmocka_unit_test(test_bad_headers),    cmocka_unit_test(test_bad_files),
-        cmocka_unit_test(test_write_and_read), cmocka_unit_test(test_write_refuses),
+        cmocka_unit_test(test_good_headers),
+        cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_bad_headers),
+        cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_write_and_read),
+        cmocka_unit_test(test_write_refuses),
         cmocka_unit_test(test_npy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

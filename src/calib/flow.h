@@ -1,0 +1,28 @@
+/* Hidden states of the calibration windows on their way through the model: once with the source's
+ * weights, once with what has been stored. */
+#ifndef NB_CALIB_FLOW_H
+#define NB_CALIB_FLOW_H
+
+#include "calib/samples.h"
+
+typedef struct nb_flow nb_flow;
+
+/* Asked between windows; anything but NB_OK ends the work. */
+typedef nb_status (*nb_flow_tick)(void *user);
+
+nb_status nb_flow_create(nb_flow **out, const nb_config *cfg, const nb_options *opt,
+                         const nb_samples *samples, nb_error *err);
+void nb_flow_free(nb_flow *f);
+
+/* Embeds all windows with the ends of the source and with the stored ones. */
+nb_status nb_flow_begin(nb_flow *f, const nb_host_ends *source, const nb_host_ends *stored,
+                        nb_error *err);
+
+/* Through one block. *error: sum (q - fp)^2 / sum fp^2 over its outputs. */
+nb_status nb_flow_advance(nb_flow *f, const nb_host_block *source, const nb_host_block *stored,
+                          nb_flow_tick tick, void *user, double *error, nb_error *err);
+
+/* Bytes that a flow takes, without the block on the device. */
+int64_t nb_flow_bytes(const nb_config *cfg, int n_samples, int seqlen);
+
+#endif

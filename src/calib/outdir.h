@@ -1,0 +1,30 @@
+/* The directory that a run makes: OUT.partial while it works, OUT when it is whole.
+ *
+ * Any instant may be the last one. What each leaves, and what --resume makes of it:
+ *   OUT.partial without a journal        nothing is finished: starts over
+ *   OUT.partial with a journal           goes on behind the last shard in it
+ *   OUT with a journal in it             whole; only the journal was still to be removed
+ *   OUT.replaced                         an older OUT, on its way out (--force) */
+#ifndef NB_CALIB_OUTDIR_H
+#define NB_CALIB_OUTDIR_H
+
+#include "calib/journal.h"
+#include "nibble.h"
+
+typedef struct nb_outdir {
+    char *out, *partial, *replaced;
+    nb_journal journal;
+    bool complete; /* OUT is there, made by the same command: nothing to do */
+} nb_outdir;
+
+/* Looks at what is there, checks it against the fingerprint and begins or continues.
+ * NB_EUSAGE: something is in the way; NB_EVERIFY: a finished shard is not what was written. */
+nb_status nb_outdir_begin(nb_outdir *d, const nb_quantize_options *opt, json_t *fingerprint,
+                          nb_error *err);
+/* malloc'ed path of a file in OUT.partial; NULL when memory is out. */
+char *nb_outdir_path(const nb_outdir *d, const char *name);
+/* OUT.partial becomes OUT. */
+nb_status nb_outdir_finish(nb_outdir *d, nb_error *err);
+void nb_outdir_fini(nb_outdir *d);
+
+#endif
