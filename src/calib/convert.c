@@ -12,9 +12,13 @@ nb_format nb_convert_default(const nb_matrix *in)
     switch ((nb_dtype)in->format.variant) {
     case NB_F32:
     case NB_F16:
-    case NB_BF16: return in->format;
-    case NB_Q8_0: nb_format_parse(&f, "int8:g32:sym", NULL); return f;
-    default: return nb_format_plain(NB_F16);
+    case NB_BF16:
+        return in->format;
+    case NB_Q8_0:
+        nb_format_parse(&f, "int8:g32:sym", NULL);
+        return f;
+    default:
+        return nb_format_plain(NB_F16);
     }
 }
 
@@ -173,8 +177,8 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
 /* ---- a matrix ------------------------------------------------------------------------------- */
 
 static nb_status convert_rows(const nb_convert *c, const char *name, const nb_matrix *in,
-                              const nb_matrix *out, int64_t row0, int64_t n,
-                              uint8_t *const plane[], error_sum *sum, nb_error *err)
+                              const nb_matrix *out, int64_t row0, int64_t n, uint8_t *const plane[],
+                              error_sum *sum, nb_error *err)
 {
     nb_arena_reset(c->scratch);
     float *w = load_rows(c, in, row0, n);

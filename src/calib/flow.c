@@ -12,8 +12,8 @@ struct nb_flow {
     nb_workspace *ws;
     nb_buffer *keys, *values; /* of one window: every window starts at position 0 */
     nb_view rope;
-    nb_buffer *x[2];       /* [n * seqlen, C]: SOURCE, STORED */
-    float *host[2];        /* [seqlen, C] */
+    nb_buffer *x[2]; /* [n * seqlen, C]: SOURCE, STORED */
+    float *host[2];  /* [seqlen, C] */
 };
 
 static int64_t kv_width(const nb_config *cfg) { return (int64_t)cfg->n_kv_heads * cfg->head_dim; }
@@ -86,8 +86,8 @@ static nb_view window(const nb_flow *f, int which, int i)
 static nb_status embed(nb_flow *f, int which, const nb_host_ends *host, nb_error *err)
 {
     /* Only what embeds: the head would cost memory for nothing. */
-    nb_host_ends part = {.embed = host->embed, .positions = host->positions,
-                         .proj_in = host->proj_in};
+    nb_host_ends part = {
+        .embed = host->embed, .positions = host->positions, .proj_in = host->proj_in};
     nb_ends *ends;
     NB_TRY(nb_ends_create(f->be, &f->cfg, &part, &ends, err));
     nb_status st = NB_OK;
@@ -141,8 +141,8 @@ static nb_status output_error(nb_flow *f, int layer, double *out, nb_error *err)
         }
     }
     if (!isfinite(error) || !isfinite(power)) {
-        return nb_fail(err, NB_ENUMERIC, "block %d: its output on the calibration text is not finite",
-                       layer);
+        return nb_fail(err, NB_ENUMERIC,
+                       "block %d: its output on the calibration text is not finite", layer);
     }
     *out = power > 0 ? error / power : 0;
     return NB_OK;

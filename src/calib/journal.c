@@ -27,7 +27,7 @@ static nb_status write_all(const nb_journal *j, nb_error *err)
     json_t *shard;
     nb_status st;
     NB_GOTO(st, append_line(&b, j->fingerprint, err));
-    json_array_foreach(j->shards, i, shard) NB_GOTO(st, append_line(&b, shard, err));
+    json_array_foreach (j->shards, i, shard) NB_GOTO(st, append_line(&b, shard, err));
     NB_GOTO(st, nb_strbuf_take(&b, &text, &n_bytes, err));
     NB_GOTO(st, nb_write_file(j->path, text, n_bytes, err));
 done:
@@ -38,9 +38,8 @@ done:
 
 static nb_status begin(nb_journal *j, const char *path, json_t *fingerprint, nb_error *err)
 {
-    *j = (nb_journal){.path = strdup(path),
-                      .fingerprint = json_incref(fingerprint),
-                      .shards = json_array()};
+    *j = (nb_journal){
+        .path = strdup(path), .fingerprint = json_incref(fingerprint), .shards = json_array()};
     if (j->path && j->shards) return NB_OK;
     nb_journal_fini(j);
     return nb_fail_memory(err, path, strlen(path));
@@ -58,8 +57,7 @@ nb_status nb_fingerprint_check(json_t *expected, json_t *found, const char *wher
 {
     const char *key;
     json_t *value;
-    json_object_foreach(expected, key, value)
-    {
+    json_object_foreach (expected, key, value) {
         if (json_equal(value, json_object_get(found, key))) continue;
         return nb_fail(err, NB_EUSAGE,
                        "%s: made with another %s; resume with what it was begun with, or start "

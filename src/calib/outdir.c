@@ -87,7 +87,7 @@ static nb_status verify_shards(const nb_outdir *d, nb_error *err)
 {
     size_t i;
     json_t *shard;
-    json_array_foreach(d->journal.shards, i, shard) {
+    json_array_foreach (d->journal.shards, i, shard) {
         const char *name = json_string_value(json_object_get(shard, "file"));
         const char *expected = json_string_value(json_object_get(shard, "hash"));
         char *path = name ? nb_outdir_path(d, name) : NULL, found[NB_HASH_CHARS];

@@ -31,11 +31,31 @@ const nb_recipe_field nb_recipe_fields[] = {
      .off = offsetof(nb_recipe, embedding),
      .min = NB_FOR_WEIGHTS},
     {.key = "method", .kind = NB_FIELD_STEPS},
-    {.key = "samples", .kind = NB_FIELD_INT, .off = offsetof(nb_recipe, samples), .min = 1, .max = 65536},
-    {.key = "seqlen", .kind = NB_FIELD_INT, .off = offsetof(nb_recipe, seqlen), .min = 2, .max = 1 << 20},
-    {.key = "epochs", .kind = NB_FIELD_INT, .off = offsetof(nb_recipe, epochs), .min = 0, .max = 10000},
-    {.key = "batch", .kind = NB_FIELD_INT, .off = offsetof(nb_recipe, batch), .min = 1, .max = 65536},
-    {.key = "seed", .kind = NB_FIELD_INT64, .off = offsetof(nb_recipe, seed), .min = 0, .max = UINT32_MAX},
+    {.key = "samples",
+     .kind = NB_FIELD_INT,
+     .off = offsetof(nb_recipe, samples),
+     .min = 1,
+     .max = 65536},
+    {.key = "seqlen",
+     .kind = NB_FIELD_INT,
+     .off = offsetof(nb_recipe, seqlen),
+     .min = 2,
+     .max = 1 << 20},
+    {.key = "epochs",
+     .kind = NB_FIELD_INT,
+     .off = offsetof(nb_recipe, epochs),
+     .min = 0,
+     .max = 10000},
+    {.key = "batch",
+     .kind = NB_FIELD_INT,
+     .off = offsetof(nb_recipe, batch),
+     .min = 1,
+     .max = 65536},
+    {.key = "seed",
+     .kind = NB_FIELD_INT64,
+     .off = offsetof(nb_recipe, seed),
+     .min = 0,
+     .max = UINT32_MAX},
     {0},
 };
 
@@ -75,15 +95,15 @@ static nb_status set_format(const nb_recipe_field *field, nb_format *f, const ch
     return NB_OK;
 }
 
-static nb_status set_int(const nb_recipe_field *field, void *value, const char *text,
-                         nb_error *err)
+static nb_status set_int(const nb_recipe_field *field, void *value, const char *text, nb_error *err)
 {
     char *end;
-    long long v = text[0] >= '0' && text[0] <= '9' && strlen(text) < 12 ? strtoll(text, &end, 10)
-                                                                         : -1;
+    long long v =
+        text[0] >= '0' && text[0] <= '9' && strlen(text) < 12 ? strtoll(text, &end, 10) : -1;
     if (v < field->min || v > field->max || *end) {
-        return nb_fail(err, NB_EUSAGE, "%s: expected a whole number from %lld to %lld, found "
-                                       "\"%.40s\"",
+        return nb_fail(err, NB_EUSAGE,
+                       "%s: expected a whole number from %lld to %lld, found "
+                       "\"%.40s\"",
                        field->key, (long long)field->min, (long long)field->max, text);
     }
     if (field->kind == NB_FIELD_INT64) {
@@ -123,16 +143,19 @@ nb_status nb_recipe_set_steps(nb_recipe *r, const char *list, nb_error *err)
     }
 }
 
-nb_status nb_recipe_set(nb_recipe *r, const nb_recipe_field *field, const char *text,
-                        nb_error *err)
+nb_status nb_recipe_set(nb_recipe *r, const nb_recipe_field *field, const char *text, nb_error *err)
 {
     void *value = (char *)r + field->off;
     switch (field->kind) {
-    case NB_FIELD_NAME: return set_name(r, text, err);
-    case NB_FIELD_FORMAT: return set_format(field, value, text, err);
-    case NB_FIELD_STEPS: return nb_recipe_set_steps(r, text, err);
+    case NB_FIELD_NAME:
+        return set_name(r, text, err);
+    case NB_FIELD_FORMAT:
+        return set_format(field, value, text, err);
+    case NB_FIELD_STEPS:
+        return nb_recipe_set_steps(r, text, err);
     case NB_FIELD_INT:
-    case NB_FIELD_INT64: return set_int(field, value, text, err);
+    case NB_FIELD_INT64:
+        return set_int(field, value, text, err);
     }
     return NB_OK;
 }
@@ -193,8 +216,9 @@ static nb_status check_steps(const nb_recipe *r, nb_error *err)
 nb_status nb_recipe_check(const nb_recipe *r, nb_error *err)
 {
     if (!r->weights.family) {
-        return nb_fail(err, NB_EUSAGE, "weights: no format given; say for example int4:g128, or "
-                                       "f16 to convert only");
+        return nb_fail(err, NB_EUSAGE,
+                       "weights: no format given; say for example int4:g128, or "
+                       "f16 to convert only");
     }
     if (nb_format_is_quantized(&r->kv)) {
         return nb_fail(err, NB_EUSAGE, "kv: \"%s\": the KV cache can only be left alone (none)",

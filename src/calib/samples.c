@@ -34,7 +34,8 @@ static nb_status tokenize(const nb_source *source, const char *text, size_t n_by
 {
     nb_tokenizer *t;
     NB_TRY(nb_source_tokenizer(source, &t, err));
-    if (!t) return nb_fail(err, NB_EUSAGE, "calibration text needs a tokenizer; the model has none");
+    if (!t)
+        return nb_fail(err, NB_EUSAGE, "calibration text needs a tokenizer; the model has none");
     /* BOS once, at the very start, as tokenizers do when they are given the whole text. */
     nb_status st = nb_tokenizer_encode(t, text, n_bytes, NB_ENCODE_BOS, ids, n_ids, err);
     nb_tokenizer_free(t);

@@ -4,8 +4,8 @@
 
 #include "base/size.h"
 
-static nb_status add(nb_shard *s, const char *name, nb_dtype dtype, const int64_t *dims,
-                     int n_dims, const void *data, size_t n_bytes, nb_error *err)
+static nb_status add(nb_shard *s, const char *name, nb_dtype dtype, const int64_t *dims, int n_dims,
+                     const void *data, size_t n_bytes, nb_error *err)
 {
     if (!name) return nb_fail_memory(err, "tensor name", 0);
     if (s->n == NB_SHARD_TENSORS) {
@@ -86,8 +86,7 @@ nb_status nb_shard_write(const nb_shard *s, const char *path, char hash[NB_HASH_
     return nb_file_hash(path, hash, err);
 }
 
-nb_status nb_shard_find(const nb_checkpoint *shard, const char *module, nb_matrix *w,
-                        nb_error *err)
+nb_status nb_shard_find(const nb_checkpoint *shard, const char *module, nb_matrix *w, nb_error *err)
 {
     nb_plane_spec spec[NB_MAX_PLANES];
     int n = w->format.family->planes(&w->format, w->n_in, spec);

@@ -65,6 +65,10 @@ struct nb_format_family {
     void (*fit)(const nb_format *f, const float *w, const float *importance, int64_t n,
                 float clip_lo, float clip_hi, nb_qparam *p);
 
+    /* The same for data that arrives online (activations, KV cache): no clip, any values, NaN and
+     * Inf included. NULL: fit serves. For families whose rules differ between the two. */
+    void (*fit_online)(const nb_format *f, const float *x, int64_t n, nb_qparam *p);
+
     /* Nearest codes (ties to the even code) and values of the codes, for one group. */
     void (*encode)(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
                    uint8_t *codes);

@@ -3,10 +3,12 @@
 
 #include "format/format.h"
 
+extern const nb_format_family nb_format_family_dialect;
 extern const nb_format_family nb_format_family_int;
 extern const nb_format_family nb_format_family_plain;
 
 const nb_format_family *const nb_format_families[] = {
+    &nb_format_family_dialect,
     &nb_format_family_int,
     &nb_format_family_plain,
     NULL,

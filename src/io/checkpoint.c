@@ -216,10 +216,9 @@ static nb_status check_split(const nb_checkpoint *c, nb_error *err)
 {
     int64_t n;
     if (!nb_meta_int(nb_checkpoint_meta(c, "split.count"), &n) || n <= 1) return NB_OK;
-    return nb_fail(
-        err, NB_EINPUT,
-        "%s: split.count: one of %lld parts; merge them first (llama-gguf-split --merge)", c->path,
-        (long long)n);
+    return nb_fail(err, NB_EINPUT,
+                   "%s: split.count: one of %lld parts, merge them: llama-gguf-split --merge",
+                   c->path, (long long)n);
 }
 
 /* The config beside a GGUF file may be another model's: GGUF has its own metadata. */

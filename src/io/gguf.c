@@ -86,8 +86,7 @@ static nb_status check_version(uint32_t version, nb_error *err)
     }
     if (version == 1) {
         return nb_fail(err, NB_EINPUT,
-                       "version: GGUF 1 is obsolete, expected 2 or 3; convert the "
-                       "original model again");
+                       "version: GGUF 1 is obsolete, expected 2 or 3: convert the model again");
     }
     return nb_fail(err, NB_EINPUT, "version: GGUF %u, expected 2 or 3", version);
 }

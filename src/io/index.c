@@ -52,8 +52,7 @@ static nb_status parse_map(nb_shard_index *x, nb_arena *a, json_t *map, nb_error
     if (!x->entries) return nb_fail_memory(err, "weight_map", json_object_size(map));
     const char *tensor;
     json_t *v;
-    json_object_foreach(map, tensor, v)
-    {
+    json_object_foreach (map, tensor, v) {
         const char *shard = json_string_value(v);
         if (!shard) {
             return nb_fail(err, NB_EINPUT, "weight_map: \"%.80s\": expected a string", tensor);

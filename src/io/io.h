@@ -72,7 +72,7 @@ int64_t nb_checkpoint_bytes(const nb_checkpoint *c); /* of all weight files */
 nb_status nb_checkpoint_hash(const nb_checkpoint *c, char out[33], nb_error *err);
 
 size_t nb_checkpoint_count(const nb_checkpoint *c);
-const nb_tensor *nb_checkpoint_at(const nb_checkpoint *c, size_t i);           /* sorted by name */
+const nb_tensor *nb_checkpoint_at(const nb_checkpoint *c, size_t i); /* by name; NULL: no more */
 const nb_tensor *nb_checkpoint_find(const nb_checkpoint *c, const char *name); /* NULL: none */
 /* The tensor's pages are not needed for now. */
 void nb_checkpoint_release(const nb_checkpoint *c, const nb_tensor *t);
@@ -100,8 +100,8 @@ typedef struct nb_tensor_list {
     struct nb_arena *arena; /* owns names, items and meta */
     nb_meta *meta;          /* GGUF */
     size_t n_meta;
-    const char *const
-        *st_meta;     /* safetensors __metadata__: key, value, key, value, ...; file order */
+    /* safetensors __metadata__, in file order: key, value, key, value, ... */
+    const char *const *st_meta;
     size_t n_st_meta; /* pairs */
 } nb_tensor_list;
 

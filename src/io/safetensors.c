@@ -164,8 +164,7 @@ static nb_status parse_meta(nb_tensor_list *l, json_t *meta, nb_error *err)
     l->st_meta = pairs;
     const char *key;
     json_t *v;
-    json_object_foreach(meta, key, v)
-    {
+    json_object_foreach (meta, key, v) {
         if (!json_is_string(v)) {
             return nb_fail(err, NB_EINPUT, "__metadata__: \"%.80s\": expected a string", key);
         }
@@ -211,8 +210,7 @@ static nb_status parse_root(nb_tensor_list *l, json_t *root, section buffer, nb_
     if (!l->items) return nb_fail_memory(err, "tensor list", json_object_size(root));
     const char *name;
     json_t *v;
-    json_object_foreach(root, name, v)
-    {
+    json_object_foreach (root, name, v) {
         if (v == meta) continue;
         nb_tensor *t = &l->items[l->n++];
         NB_TRY(parse_tensor(t, l, name, v, buffer, err));
@@ -223,8 +221,9 @@ static nb_status parse_root(nb_tensor_list *l, json_t *root, section buffer, nb_
 
 static nb_status fail_json(const json_error_t *e, size_t n_bytes, nb_error *err)
 {
-    if (json_error_code(e) == json_error_out_of_memory)
+    if (json_error_code(e) == json_error_out_of_memory) {
         return nb_fail_memory(err, "header", n_bytes);
+    }
     return nb_fail(err, NB_EINPUT, "header is not valid JSON: %s (byte %d)", e->text, e->position);
 }
 

@@ -34,8 +34,7 @@ nb_status nb_fault_take(nb_fault *f, nb_error *err)
     return first.status;
 }
 
-bool nb_fault_check_ids(nb_fault *f, const char *what, const int32_t *ids, int64_t n,
-                        int64_t limit)
+bool nb_fault_check_ids(nb_fault *f, const char *what, const int32_t *ids, int64_t n, int64_t limit)
 {
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] >= 0 && ids[i] < limit) continue;
@@ -46,6 +45,15 @@ bool nb_fault_check_ids(nb_fault *f, const char *what, const int32_t *ids, int64
     return true;
 }
 
+static void fit_online(const nb_format *f, const float *x, int64_t n, nb_qparam *p)
+{
+    if (f->family->fit_online) {
+        f->family->fit_online(f, x, n, p);
+    } else {
+        f->family->fit(f, x, NULL, n, 1, 1, p);
+    }
+}
+
 void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
 {
     enum { PIECE = 512 };
@@ -53,7 +61,7 @@ void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out
     for (int64_t g = 0; g < groups; g++) {
         int64_t begin = nb_group_begin(f, g), end = begin + nb_group_length(f, n, g);
         nb_qparam p;
-        f->family->fit(f, x + begin, NULL, end - begin, 1, 1, &p);
+        fit_online(f, x + begin, end - begin, &p);
         for (int64_t i = begin; i < end; i += PIECE) {
             uint8_t codes[PIECE];
             int64_t m = nb_min_i64(end - i, PIECE);

@@ -15,7 +15,8 @@
 
 typedef struct nb_backend nb_backend;
 typedef struct nb_buffer nb_buffer;
-typedef struct nb_linear nb_linear; /* a weight in the form the device likes, with bias and formats */
+/* A weight in the form the device likes, with bias and formats. */
+typedef struct nb_linear nb_linear;
 
 /* A matrix of the backend's real type (fp32; double on "ref64"). */
 typedef struct nb_view {

@@ -171,6 +171,35 @@ static nb_status merge_all(const nb_bpe *m, nb_bpe_work *w, nb_error *err)
     return NB_OK;
 }
 
+static nb_status encode_part(const nb_bpe *m, nb_bpe_work *w, const char *s, size_t n, nb_ids *out,
+                             nb_error *err)
+{
+    w->n_symbols = 0;
+    NB_TRY(add_chars(m, w, s, n, err));
+    if (!w->n_symbols) return NB_OK;
+    w->symbols[w->n_symbols - 1].next = -1;
+    NB_TRY(merge_all(m, w, err));
+    for (int32_t i = 0; i >= 0; i = w->symbols[i].next) {
+        NB_TRY(nb_ids_push(out, w->symbols[i].id, err));
+    }
+    return NB_OK;
+}
+
+/* End of the part that begins at `from`: before the next U+2581 that follows another character. */
+static size_t find_cut(const char *s, size_t n, size_t from)
+{
+    static const char meta[] = NB_METASPACE;
+    bool was_meta = true;
+    for (size_t i = from; i < n;) {
+        size_t len = nb_utf8_len(s[i]);
+        bool is_meta = len == 3 && memcmp(s + i, meta, 3) == 0;
+        if (is_meta && !was_meta) return i;
+        was_meta = is_meta;
+        i += len;
+    }
+    return n;
+}
+
 nb_status nb_bpe_encode(const nb_bpe *m, nb_bpe_work *w, const char *word, size_t n_bytes,
                         nb_ids *out, nb_error *err)
 {
@@ -182,13 +211,9 @@ nb_status nb_bpe_encode(const nb_bpe *m, nb_bpe_work *w, const char *word, size_
         int32_t id = nb_table_find(&m->tokens, word, n_bytes);
         if (id >= 0) return nb_ids_push(out, id, err);
     }
-    w->n_symbols = 0;
-    NB_TRY(add_chars(m, w, word, n_bytes, err));
-    if (!w->n_symbols) return NB_OK;
-    w->symbols[w->n_symbols - 1].next = -1;
-    NB_TRY(merge_all(m, w, err));
-    for (int32_t i = 0; i >= 0; i = w->symbols[i].next) {
-        NB_TRY(nb_ids_push(out, w->symbols[i].id, err));
+    for (size_t i = 0, end; i < n_bytes; i = end) {
+        end = m->cuts ? find_cut(word, n_bytes, i) : n_bytes;
+        NB_TRY(encode_part(m, w, word + i, end - i, out, err));
     }
     return NB_OK;
 }

@@ -13,7 +13,7 @@
 /* Far above any real vocabulary (2^18); bounds what a hostile file makes us allocate. */
 #define NB_MAX_TOKENS      (1u << 22)
 #define NB_MAX_MERGES      (1u << 24)
-#define NB_MAX_TOKEN_BYTES 65536
+#define NB_MAX_TOKEN_BYTES 8192
 
 /* Texts by id and ids by text. */
 typedef struct nb_token_table {
@@ -47,6 +47,7 @@ typedef struct nb_bpe {
     int32_t char_id[NB_BYTE_CHARS]; /* tokens of one low character, to save a look-up; -1   */
     int32_t unk;                    /* -1: unknown characters are left out                  */
     bool byte_fallback, fuse_unk, ignore_merges;
+    bool cuts; /* no merge joins anything but U+2581 to a U+2581 on its right */
 } nb_bpe;
 
 static inline size_t nb_pair_hash(int32_t left, int32_t right)

@@ -122,6 +122,22 @@ static void fill_char_ids(nb_bpe *m)
     }
 }
 
+/* SentencePiece merges run over whole texts, but in real vocabularies a token has U+2581 at its
+ * start alone. Then nothing crosses the start of a word, and each can be merged by itself: the
+ * same ids from a queue that stays in the cache. */
+static bool find_cuts(const nb_bpe *m)
+{
+    const size_t n = sizeof NB_METASPACE - 1;
+    if (m->ignore_merges || nb_table_find(&m->tokens, NB_METASPACE, n) < 0) return false;
+    for (size_t i = 0; i < m->n_merges; i++) {
+        nb_text l = m->tokens.text[m->merges[i].left], r = m->tokens.text[m->merges[i].right];
+        bool right = r.n >= n && memcmp(r.s, NB_METASPACE, n) == 0;
+        bool left = l.n >= n && memcmp(l.s + l.n - n, NB_METASPACE, n) == 0;
+        if (right && !left) return false;
+    }
+    return true;
+}
+
 nb_status nb_bpe_index(nb_bpe *m, nb_error *err)
 {
     m->n_slots = slots_for(m->n_merges);
@@ -136,6 +152,7 @@ nb_status nb_bpe_index(nb_bpe *m, nb_error *err)
         m->slots[k] = (uint32_t)i + 1;
     }
     fill_char_ids(m);
+    m->cuts = find_cuts(m);
     return NB_OK;
 }
 

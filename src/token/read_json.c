@@ -251,9 +251,8 @@ nb_status nb_tokenizer_read_config(nb_tokenizer *t, const char *text, size_t n_b
     nb_status st = NB_OK;
     const json_t *chat = find_template(json_object_get(root, "chat_template"));
     if (json_is_string(chat)) {
-        nb_text kept;
-        st = nb_tokenizer_keep(t, nb_json_string(chat), &kept, err);
-        t->chat_template = kept.s;
+        nb_text x = nb_json_string(chat);
+        st = nb_tokenizer_set_chat_template(t, x.s, x.n, err);
     }
     json_decref(root);
     return st;

@@ -275,9 +275,8 @@ static nb_status post_template(nb_tokenizer *t, const json_t *j, place *p, nb_er
 
 nb_status nb_read_post_processor(nb_tokenizer *t, const json_t *j, nb_error *err)
 {
-    static const part_table table = {
-        "post_processor", "processors",
-        (const part[]){{"ByteLevel", NULL}, {"TemplateProcessing", post_template}, {0}}};
+    static const part parts[] = {{"ByteLevel", NULL}, {"TemplateProcessing", post_template}, {0}};
+    static const part_table table = {"post_processor", "processors", parts};
     return read_table(t, &table, j, err);
 }
 

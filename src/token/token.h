@@ -54,6 +54,11 @@ nb_status nb_tokenizer_from_spm(nb_tokenizer **out, const void *data, size_t n_b
                                 const char *config, size_t n_config, nb_error *err);
 void nb_tokenizer_free(nb_tokenizer *t);
 
+/* Some repositories keep the template in a file of its own (chat_template.jinja), which then
+ * counts; before the tokenizer is shared. */
+nb_status nb_tokenizer_set_chat_template(nb_tokenizer *t, const char *text, size_t n_bytes,
+                                         nb_error *err);
+
 /* tokenizer.json and tokenizer_config.json that give the same ids in Hugging Face `tokenizers`,
  * for models that came from GGUF or tokenizer.model. malloc'ed texts. */
 nb_status nb_tokenizer_to_json(const nb_tokenizer *t, char **json, size_t *n_bytes, char **config,
@@ -71,11 +76,13 @@ nb_status nb_tokenizer_encode(const nb_tokenizer *t, const char *text, size_t n_
 nb_status nb_tokenizer_decode(const nb_tokenizer *t, const int32_t *ids, size_t n_ids,
                               bool skip_special, nb_strbuf *out, nb_error *err);
 
-/* Decoding one id at a time: bytes that may belong to an unfinished character wait in `pending`. */
+/* Decoding one id at a time: bytes that may belong to an unfinished character wait in `pending`.
+ * Special tokens are left out; bytes that can be no character come out as U+FFFD. */
 typedef struct nb_stream {
     char pending[8];
     size_t n_pending;
-    bool started; /* a leading metaspace is dropped only at the very start */
+    bool started; /* a leading metaspace is dropped only at the very start: set it beforehand when
+                     the ids continue a text */
 } nb_stream;
 nb_status nb_tokenizer_stream(const nb_tokenizer *t, nb_stream *s, int32_t id, nb_strbuf *out,
                               nb_error *err);

@@ -31,8 +31,17 @@ void nb_tokenizer_free(nb_tokenizer *t)
 nb_status nb_tokenizer_keep(nb_tokenizer *t, nb_text in, nb_text *out, nb_error *err)
 {
     char *s = nb_arena_strndup(t->arena, in.s, in.n);
+    *out = (nb_text){s, s ? in.n : 0};
     if (!s) return nb_fail_memory(err, "tokenizer", in.n);
-    *out = (nb_text){s, in.n};
+    return NB_OK;
+}
+
+nb_status nb_tokenizer_set_chat_template(nb_tokenizer *t, const char *text, size_t n_bytes,
+                                         nb_error *err)
+{
+    nb_text kept;
+    NB_TRY(nb_tokenizer_keep(t, (nb_text){text, n_bytes}, &kept, err));
+    t->chat_template = kept.s;
     return NB_OK;
 }
 

@@ -57,6 +57,7 @@ static const dir_spec bad_dirs[] = {
      .index = "{'weight_map':{'a':'/etc/s1.safetensors'}}"},
     {"index-subdirectory", "leads out of the directory",
      .index = "{'weight_map':{'a':'x/s1.safetensors'}}"},
+    {"index-dots", "leads out of the directory", .index = "{'weight_map':{'a':'..safetensors'}}"},
     {"index-other-file", "expected NAME.safetensors",
      .index = "{'weight_map':{'a':'config.json'}}"},
     {"index-no-name", "expected NAME.safetensors", .index = "{'weight_map':{'a':'.safetensors'}}"},

@@ -63,6 +63,27 @@ static void append_gguf(nb_strbuf *b, const file_spec *f)
 
 /* ---- good files ---------------------------------------------------------------------------- */
 
+/* clang-format off */
+#define META_RECORDS                                                                               \
+    U64("\x02") "u8"   U32("\x00") "\xff"                                                          \
+    U64("\x02") "i8"   U32("\x01") "\xff"                                                          \
+    U64("\x03") "u16"  U32("\x02") "\xfe\xff"                                                      \
+    U64("\x03") "i16"  U32("\x03") "\xfe\xff"                                                      \
+    U64("\x03") "u32"  U32("\x04") "\xff\xff\xff\xff"                                              \
+    U64("\x03") "i32"  U32("\x05") "\xff\xff\xff\xff"                                              \
+    U64("\x03") "f32"  U32("\x06") "\0\0\x80\x3e"                                                  \
+    U64("\x04") "bool" U32("\x07") "\x01"                                                          \
+    U64("\x03") "str"  U32("\x08") STRING_AB                                                       \
+    U64("\x04") "ints" U32("\x09") U32("\x03") U64("\x02") "\x01\0\xff\xff"                        \
+    U64("\x04") "strs" U32("\x09") U32("\x08") U64("\x03") STRING_AB U64("\x00") STRING_AB         \
+    U64("\x04") "none" U32("\x09") U32("\x08") U64("\x00")                                         \
+    U64("\x04") "bits" U32("\x09") U32("\x07") U64("\x03") "\0\x01\0"                              \
+    U64("\x03") "u64"  U32("\x0a") "\xff\xff\xff\xff\xff\xff\xff\xff"                              \
+    U64("\x03") "i64"  U32("\x0b") "\xff\xff\xff\xff\xff\xff\xff\xff"                              \
+    U64("\x03") "f64"  U32("\x0c") "\0\0\0\0\0\0\xe0\x3f"                                          \
+    KV_ALIGNMENT       U32("\x04") U32("\x10")
+/* clang-format on */
+
 static const file_spec good_files[] = {
     {.name = "empty"},
     {.name = "version-2",
@@ -73,18 +94,7 @@ static const file_spec good_files[] = {
      .tensors = {{"a", Q4_0, 2, {32, 2}, 64}, {"b", F32, 4, {1, 2, 1, 2}, 0}},
      .data_bytes = 128},
     {.name = "meta",
-     .kv =
-         BYTES(U64("\x02") "u8" U32("\x00") "\xff" U64("\x02") "i8" U32("\x01") "\xff" U64("\x03") "u16" U32("\x02") "\xfe\xff" U64("\x03") "i16" U32("\x03") "\xfe\xff" U64("\x03") "u32" U32(
-             "\x04") "\xff\xff\xff\xff" U64("\x03") "i32" U32("\x05") "\xff\xff\xff\xff" U64("\x03") "f32" U32("\x06") "\0\0\x80\x3e" U64("\x04") "bool" U32("\x07") "\x01" U64("\x03") "str" U32("\x08")
-                   STRING_AB U64("\x04") "ints" U32("\x09") U32("\x03")
-                       U64("\x02") "\x01\0\xff\xff" U64("\x04") "strs" U32("\x09") U32("\x08")
-                           U64("\x03") STRING_AB U64("\x00")
-                               STRING_AB U64("\x04") "none" U32("\x09") U32("\x08") U64("\x00") U64(
-                                   "\x04") "bits" U32("\x09")
-                                   U32("\x07") U64("\x03") "\0\x01\0" U64("\x03") "u64" U32("\x0a") "\xff\xff\xff\xff\xff\xff\xff\xff" U64(
-                                       "\x03") "i64" U32("\x0b") "\xff\xff\xff\xff\xff\xff\xff"
-                                                                 "\xff" U64("\x03") "f64" U32("\x0c") "\0\0\0\0\0\0\xe0\x3f" KV_ALIGNMENT
-                                                                     U32("\x04") U32("\x10")),
+     .kv = BYTES(META_RECORDS),
      .kvs = 17,
      .tensors = {{"a", F32, 1, {1}, 0}, {"b", F32, 1, {1}, 16}},
      .data_bytes = 20},

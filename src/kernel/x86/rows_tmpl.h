@@ -152,10 +152,7 @@ static void f32_from_bf16(float *out, const uint16_t *x, int64_t n)
     if (i < n) v_store_n(out + i, v_load_bf16_n(x + i, n - i), n - i);
 }
 
-static inline vf silu_step(vf x)
-{
-    return v_div(x, v_add(v_set1(1), v_exp(v_sub(v_set1(0), x))));
-}
+static inline vf silu_step(vf x) { return v_div(x, v_add(v_set1(1), v_exp(v_sub(v_set1(0), x)))); }
 
 static void silu(float *out, const float *x, const float *up, int64_t n)
 {

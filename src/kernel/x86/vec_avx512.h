@@ -12,12 +12,12 @@ typedef __m512 vf;
 static inline __mmask16 v_lanes(int64_t n) { return (__mmask16)((1u << n) - 1); }
 
 static inline vf v_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline vf v_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(v_lanes(n), p); }
-static inline void v_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
-static inline void v_store_n(float *p, vf a, int64_t n)
+static inline vf v_load_n(const float *p, int64_t n)
 {
-    _mm512_mask_storeu_ps(p, v_lanes(n), a);
+    return _mm512_maskz_loadu_ps(v_lanes(n), p);
 }
+static inline void v_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+static inline void v_store_n(float *p, vf a, int64_t n) { _mm512_mask_storeu_ps(p, v_lanes(n), a); }
 
 static inline vf v_set1(float a) { return _mm512_set1_ps(a); }
 static inline vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
@@ -43,10 +43,7 @@ static inline float v_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline float v_hmax(vf a) { return _mm512_reduce_max_ps(a); }
 
 /* Bit i: lane i equals b's. */
-static inline unsigned v_equal(vf a, vf b)
-{
-    return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
-}
+static inline unsigned v_equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 
 static inline vf v_load_bf16(const uint16_t *p)
 {

@@ -50,10 +50,7 @@ typedef struct nb_cpu {
 
 static inline nb_cpu *nb_cpu_of(const nb_backend *be) { return be->state; }
 
-static inline float *nb_cpu_row(nb_view v, int64_t r)
-{
-    return v.buf->data + v.off + r * v.stride;
-}
+static inline float *nb_cpu_row(nb_view v, int64_t r) { return v.buf->data + v.off + r * v.stride; }
 
 /* 64-byte aligned, contents undefined; NULL: the fault is set. */
 void *nb_cpu_scratch(nb_backend *be, nb_cpu_slot slot, size_t n_bytes);

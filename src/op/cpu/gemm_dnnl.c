@@ -2,8 +2,8 @@
 #include "op/cpu/gemm.h"
 
 #include <inttypes.h>
-#include <oneapi/dnnl/dnnl.h>
 #include <omp.h>
+#include <oneapi/dnnl/dnnl.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -51,9 +51,12 @@ static void add_forward(nb_backend *be, nb_view out, nb_view a, nb_view b)
 static REAL activate(REAL x, nb_act_kind act)
 {
     switch (act) {
-    case NB_ACT_SILU: return x / (1 + exp(-x));
-    case NB_ACT_RELU: return x < 0 ? 0 : x;
-    case NB_ACT_GELU: return x / 2 * (1 + erf(x * (REAL)0.70710678118654752440));
+    case NB_ACT_SILU:
+        return x / (1 + exp(-x));
+    case NB_ACT_RELU:
+        return x < 0 ? 0 : x;
+    case NB_ACT_GELU:
+        return x / 2 * (1 + erf(x * (REAL)0.70710678118654752440));
     }
     return x;
 }

@@ -1,0 +1,31 @@
+/* State of one run, shared by the loop (pipeline.c) and what ends it (finish.c). */
+#ifndef NB_CALIB_PIPELINE_H
+#define NB_CALIB_PIPELINE_H
+
+#include "calib/flow.h"
+#include "calib/outdir.h"
+#include "calib/plan.h"
+#include "calib/samples.h"
+
+typedef struct nb_calib {
+    const nb_quantize_options *opt;
+    nb_recipe recipe;
+    char *recipe_text; /* canonical */
+    nb_source *source;
+    nb_plan plan;
+    nb_samples samples;
+    nb_flow *flow; /* NULL: no calibration text */
+    nb_outdir dir;
+    nb_arena *arena;   /* what lives as long as a block is at work */
+    nb_arena *scratch; /* of one matrix */
+    int threads;
+    int n_resumed; /* shards taken over */
+} nb_calib;
+
+/* Everything beside the shards, into OUT.partial: index, config, recipe, tokenizer, report. */
+nb_status nb_finish_write(const nb_calib *c, nb_error *err);
+
+/* Bytes of all weight files by the journal. */
+int64_t nb_finish_bytes(const json_t *shards);
+
+#endif

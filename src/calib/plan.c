@@ -1,0 +1,124 @@
+#include "calib/plan.h"
+
+#include <stdio.h>
+
+#include "base/file.h"
+#include "base/size.h"
+#include "calib/convert.h"
+#include "calib/flow.h"
+
+#define HEADER_BYTES  ((int64_t)8192)     /* of a safetensors file of one block, roughly */
+#define PROCESS_BYTES ((int64_t)48 << 20) /* code, libraries, tokenizer */
+
+void nb_shard_name(char out[NB_SHARD_NAME], int shard, int n_shards)
+{
+    snprintf(out, NB_SHARD_NAME, "model-%05d-of-%05d.safetensors", shard + 1, n_shards);
+}
+
+nb_format nb_plan_end_format(const nb_recipe *recipe, const nb_host_ends *ends,
+                             const nb_host_linear *l)
+{
+    bool vocabulary = l == &ends->embed || l == &ends->head;
+    return vocabulary && recipe->embedding.family ? recipe->embedding : nb_convert_default(&l->w);
+}
+
+static int64_t vector_bytes(const float *v, int64_t n) { return v ? 4 * n : 0; }
+
+static int64_t norm_bytes(const nb_host_norm *n)
+{
+    return n->name ? vector_bytes(n->weight, n->n) + vector_bytes(n->bias, n->n) : 0;
+}
+
+typedef struct block_size {
+    int64_t source, weights, planes, other; /* other: bytes of biases and norms */
+    int64_t largest;                        /* weights of the largest linear    */
+} block_size;
+
+static block_size measure_block(const nb_host_block *b, const nb_recipe *recipe)
+{
+    block_size s = {0};
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        const nb_host_linear *l = &b->linear[r];
+        if (!l->name) continue;
+        int64_t n = l->w.n_out * l->w.n_in;
+        s.source += nb_matrix_bytes(&l->w);
+        s.weights += n;
+        s.largest = nb_max_i64(s.largest, n);
+        s.planes += l->w.n_out * nb_format_row_bytes(&recipe->weights, l->w.n_in);
+        s.other += vector_bytes(l->bias, l->w.n_out);
+    }
+    for (int r = 0; r < NB_N_NORMS; r++) s.other += norm_bytes(&b->norm[r]);
+    return s;
+}
+
+/* Bytes in the file, and bytes that must be made (not only copied). */
+static void measure_ends(const nb_host_ends *e, const nb_recipe *recipe, int64_t *stored,
+                         int64_t *made)
+{
+    const nb_host_linear *const all[] = {&e->embed, &e->positions, &e->proj_in, &e->proj_out,
+                                         &e->head};
+    *stored = norm_bytes(&e->final_norm);
+    *made = 0;
+    for (size_t i = 0; i < NB_COUNT(all); i++) {
+        if (!all[i]->name) continue;
+        nb_format f = nb_plan_end_format(recipe, e, all[i]);
+        int64_t bytes = all[i]->w.n_out * nb_format_row_bytes(&f, all[i]->w.n_in);
+        bool copied = !nb_format_is_quantized(&f) && f.variant == all[i]->w.format.variant;
+        *stored += bytes;
+        *made += copied ? 0 : bytes;
+    }
+}
+
+nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *recipe,
+                       bool calibrated, nb_arena *arena, nb_error *err)
+{
+    const nb_config *cfg = nb_source_config(source);
+    nb_host_block block;
+    nb_host_ends ends;
+    nb_arena_reset(arena);
+    NB_TRY(nb_source_block(source, 0, arena, &block, err));
+    NB_TRY(nb_source_ends(source, arena, &ends, err));
+    block_size b = measure_block(&block, recipe);
+    int64_t ends_stored, ends_made, n = cfg->n_layers;
+    measure_ends(&ends, recipe, &ends_stored, &ends_made);
+    nb_arena_reset(arena);
+
+    *p = (nb_plan){.n_shards = cfg->n_layers + 1};
+    bool quantized = nb_format_is_quantized(&recipe->weights);
+    p->n_quantized = quantized ? n * b.weights : 0;
+    p->quantized_bytes = quantized ? n * b.planes : 0;
+    p->bytes = ends_stored + n * (b.planes + b.other) + (n + 1) * HEADER_BYTES;
+
+    /* A block at work: its pages, what is made of them, the largest linear in fp32 with its clip
+     * ratios, and the file just written, whose pages are read for the checksum. */
+    int64_t work = b.source + 2 * b.planes + b.other + 5 * b.largest;
+    int64_t forward = 0;
+    if (calibrated) {
+        forward = nb_flow_bytes(cfg, recipe->samples, recipe->seqlen);
+        work = nb_max_i64(work, b.source + b.planes + b.other + 4 * b.weights);
+    }
+    int64_t ends_work = ends_stored + ends_made + 5 * NB_CHUNK_ELEMS;
+    p->memory = PROCESS_BYTES + forward + nb_max_i64(work, ends_work);
+    return NB_OK;
+}
+
+nb_status nb_plan_check(const nb_plan *p, const nb_quantize_options *opt, nb_error *err)
+{
+    if (opt->memory > 0 && p->memory > (int64_t)opt->memory) {
+        return nb_fail(err, NB_ERESOURCE,
+                       "memory: needs about %lld MiB, allowed are %lld MiB; fewer --samples or a "
+                       "shorter --seqlen need less",
+                       (long long)(p->memory >> 20), (long long)(opt->memory >> 20));
+    }
+    int64_t free_bytes = opt->dry_run ? -1 : nb_disk_free(opt->out);
+    if (free_bytes >= 0 && free_bytes < p->bytes) {
+        return nb_fail(err, NB_ERESOURCE, "%s: needs %lld MiB of disk, free are %lld MiB", opt->out,
+                       (long long)(p->bytes >> 20), (long long)(free_bytes >> 20));
+    }
+    return NB_OK;
+}
+
+double nb_plan_bits(const nb_plan *p)
+{
+    return p->n_quantized ? 8.0 * (double)p->quantized_bytes / (double)p->n_quantized : 0;
+}

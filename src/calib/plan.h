@@ -1,0 +1,32 @@
+/* What a run will make and need, from shapes alone. */
+#ifndef NB_CALIB_PLAN_H
+#define NB_CALIB_PLAN_H
+
+#include "calib/calib.h"
+
+typedef struct nb_plan {
+    int n_shards;            /* the ends, then one per block */
+    int64_t n_quantized;     /* weights in quantized linears of all blocks */
+    int64_t quantized_bytes; /* their planes */
+    int64_t bytes;           /* of all weight files, within a few kilobytes a file */
+    int64_t memory;          /* estimated peak resident set */
+} nb_plan;
+
+/* Blocks of one model have the same shapes, so the first stands for all. */
+nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *recipe,
+                       bool calibrated, nb_arena *arena, nb_error *err);
+
+/* Refuses what memory (opt->memory) or disk cannot hold. */
+nb_status nb_plan_check(const nb_plan *p, const nb_quantize_options *opt, nb_error *err);
+
+double nb_plan_bits(const nb_plan *p);
+
+/* Format in which a matrix outside the blocks is stored. */
+nb_format nb_plan_end_format(const nb_recipe *recipe, const nb_host_ends *ends,
+                             const nb_host_linear *l);
+
+/* "model-00002-of-00031.safetensors" for shard 1. */
+#define NB_SHARD_NAME 48
+void nb_shard_name(char out[NB_SHARD_NAME], int shard, int n_shards);
+
+#endif

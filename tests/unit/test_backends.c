@@ -1,0 +1,540 @@
+/* Every op of every backend against "ref64" on random shapes, in both compute types.
+ *
+ * Bounds follow from the data: k eps sum |terms|, the sum taken by ref64 itself on absolute
+ * values. In bf16 all backends round the same inputs, so the same bound holds; only attention may
+ * round its softmax weights once more. The cpu backend must give the same bytes for 1, 2 and 4
+ * threads. */
+#include <float.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/rng.h"
+#include "op/op.h"
+
+#define EPS ((double)FLT_EPSILON)
+
+/* One op with its shapes; what does not apply is 0. */
+typedef struct op_case {
+    uint64_t seed;
+    int64_t T, M, N; /* rows, inputs, outputs */
+    int H, K, D, pos0, window, rot;
+    int kind; /* norm or activation */
+    bool bias, add, in_place, misaligned;
+    const char *weights, *act; /* format words; act NULL: none */
+    bool absolute;             /* all inputs by their absolute value: for bounds */
+} op_case;
+
+/* Runs the op and leaves its results in out. */
+typedef void (*op_run)(nb_backend *be, const op_case *c, double *out);
+
+/* ---- inputs ---------------------------------------------------------------------------- */
+
+static nb_backend *make_backend(const char *device, int threads, nb_compute compute, unsigned mask)
+{
+    nb_options opt = {.device = device, .threads = threads, .compute = compute, .cpumask = mask};
+    nb_backend *be = NULL;
+    nb_error err;
+    if (nb_backend_create(&be, &opt, &err) != NB_OK) fail_msg("%s: %s", device, err.message);
+    return be;
+}
+
+static float *random_values(const op_case *c, uint64_t salt, int64_t n, double size)
+{
+    nb_rng r = {c->seed * 1000 + salt};
+    float *x = malloc((size_t)n * sizeof *x + 1);
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = (float)(size * nb_rng_normal(&r));
+        if (c->absolute) x[i] = fabsf(x[i]);
+    }
+    return x;
+}
+
+/* A [rows, cols] view inside a larger buffer: offset, and padding behind each row. */
+static nb_view make_view(nb_backend *be, const op_case *c, uint64_t salt, int64_t rows,
+                         int64_t cols)
+{
+    int64_t pad = (int64_t)((c->seed + salt) % 4), off = (int64_t)(c->seed % 3);
+    nb_view v = {.off = off, .rows = rows, .cols = cols, .stride = cols + pad};
+    nb_status st = be->ops->buffer_create(be, off + rows * v.stride + pad, &v.buf, NULL);
+    assert_int_equal(st, NB_OK);
+    float *x = random_values(c, salt, rows * cols, 1);
+    be->ops->upload(be, v, x, NB_F32);
+    free(x);
+    return v;
+}
+
+/* The results, and proof that the padding is still zero. */
+static void take_view(nb_backend *be, nb_view v, double *out)
+{
+    be->ops->download(be, v, out, NB_F64);
+    int64_t pad = v.stride - v.cols;
+    double *rest = calloc((size_t)(v.rows * pad) + 1, sizeof *rest);
+    v.off += v.cols;
+    v.cols = pad;
+    be->ops->download(be, v, rest, NB_F64);
+    for (int64_t i = 0; i < v.rows * pad; i++) assert_true(rest[i] == 0);
+    free(rest);
+}
+
+static void drop(nb_backend *be, nb_view v) { be->ops->buffer_free(be, v.buf); }
+
+/* One row of values into the planes of a quantized or plain format. */
+static void encode_row(const nb_format *f, const float *x, int64_t n, uint8_t *const plane[])
+{
+    if (!nb_format_is_quantized(f)) {
+        for (int64_t i = 0; i < n; i++) {
+            uint32_t u;
+            memcpy(&u, x + i, 4);
+            uint16_t h = (uint16_t)(u >> 16); /* truncated: any bf16 will do */
+            if (f->variant == NB_BF16) memcpy(plane[0] + 2 * i, &h, 2);
+            if (f->variant == NB_F32) memcpy(plane[0] + 4 * i, &u, 4);
+        }
+        return;
+    }
+    int64_t groups = nb_format_groups(f, n);
+    uint8_t *codes = malloc((size_t)n);
+    nb_qparam *p = calloc((size_t)groups, sizeof *p);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t b = nb_group_begin(f, g), m = nb_group_length(f, n, g);
+        f->family->fit(f, x + b, NULL, m, 1, 1, &p[g]);
+        f->family->encode(f, &p[g], x + b, m, codes + b);
+    }
+    f->family->pack_row(f, codes, p, n, plane);
+    free(codes);
+    free(p);
+}
+
+typedef struct weight {
+    nb_matrix m;
+    uint8_t *memory[NB_MAX_PLANES];
+    float *bias;
+} weight;
+
+static weight make_weight(const op_case *c, int64_t n_out, int64_t n_in)
+{
+    weight w = {.m = {.n_out = n_out, .n_in = n_in}};
+    assert_int_equal(nb_format_parse(&w.m.format, c->weights, NULL), NB_OK);
+    nb_plane_spec spec[NB_MAX_PLANES];
+    int n = w.m.format.family->planes(&w.m.format, n_in, spec);
+    float *x = random_values(c, 77, n_out * n_in, 0.5);
+    for (int i = 0; i < n; i++) {
+        w.memory[i] = malloc((size_t)(n_out * spec[i].row_bytes) + 1);
+        w.m.plane[i] = w.memory[i] + c->misaligned;
+    }
+    for (int64_t r = 0; r < n_out; r++) {
+        uint8_t *plane[NB_MAX_PLANES] = {0};
+        for (int i = 0; i < n; i++) {
+            plane[i] = w.memory[i] + c->misaligned + r * spec[i].row_bytes;
+        }
+        encode_row(&w.m.format, x + r * n_in, n_in, plane);
+    }
+    free(x);
+    if (c->bias) w.bias = random_values(c, 78, n_out, 1);
+    return w;
+}
+
+static void free_weight(weight *w)
+{
+    for (int i = 0; i < NB_MAX_PLANES; i++) free(w->memory[i]);
+    free(w->bias);
+}
+
+static nb_linear *make_linear(nb_backend *be, const op_case *c, const weight *w)
+{
+    nb_linear_desc d = {.w = &w->m, .bias = w->bias};
+    if (c->act) assert_int_equal(nb_format_parse(&d.act, c->act, NULL), NB_OK);
+    nb_linear *l = NULL;
+    assert_int_equal(be->ops->linear_create(be, &d, &l, NULL), NB_OK);
+    assert_true(be->ops->linear_bytes(l) >= (size_t)nb_matrix_bytes(&w->m));
+    return l;
+}
+
+/* ---- ops ------------------------------------------------------------------------------- */
+
+static void run_linear(nb_backend *be, const op_case *c, double *out)
+{
+    weight w = make_weight(c, c->N, c->M);
+    nb_linear *l = make_linear(be, c, &w);
+    nb_view x = make_view(be, c, 1, c->T, c->M), y = make_view(be, c, 2, c->T, c->N);
+    be->ops->linear_forward(be, y, x, l, c->add);
+    take_view(be, y, out);
+    be->ops->linear_free(be, l);
+    free_weight(&w);
+    drop(be, x);
+    drop(be, y);
+}
+
+static void make_ids(const op_case *c, int32_t *ids, int64_t limit)
+{
+    nb_rng r = {c->seed};
+    for (int64_t t = 0; t < c->T; t++) ids[t] = (int32_t)(nb_rng_next(&r) % (uint64_t)limit);
+}
+
+static void run_embed(nb_backend *be, const op_case *c, double *out)
+{
+    weight w = make_weight(c, c->N, c->M);
+    nb_linear *l = make_linear(be, c, &w);
+    nb_view y = make_view(be, c, 2, c->T, c->M);
+    int32_t ids[64];
+    make_ids(c, ids, c->N);
+    be->ops->embed_forward(be, y, l, ids);
+    take_view(be, y, out);
+    be->ops->linear_free(be, l);
+    free_weight(&w);
+    drop(be, y);
+}
+
+static void run_norm(nb_backend *be, const op_case *c, double *out)
+{
+    nb_view x = make_view(be, c, 1, c->T, c->M), y = make_view(be, c, 2, c->T, c->M);
+    nb_view w = make_view(be, &(op_case){.seed = 12}, 3, 1, c->M);
+    nb_view b = make_view(be, &(op_case){.seed = 12}, 4, 1, c->M);
+    nb_norm norm = {.kind = (nb_norm_kind)c->kind, .eps = 1e-5f};
+    if (c->add) norm.weight = w.buf;
+    if (c->bias) norm.bias = b.buf;
+    be->ops->norm_forward(be, c->in_place ? x : y, x, &norm);
+    take_view(be, c->in_place ? x : y, out);
+    drop(be, x), drop(be, y), drop(be, w), drop(be, b);
+}
+
+static void run_rope(nb_backend *be, const op_case *c, double *out)
+{
+    nb_view x = make_view(be, c, 1, c->T, c->H * c->D), t = make_view(be, c, 2, c->T, c->rot);
+    be->ops->rope_forward(be, x, c->H, t);
+    take_view(be, x, out);
+    drop(be, x), drop(be, t);
+}
+
+static void run_attention(nb_backend *be, const op_case *c, double *out)
+{
+    int64_t S = c->pos0 + c->T;
+    nb_view q = make_view(be, c, 1, c->T, c->H * c->D), k = make_view(be, c, 2, S, c->K * c->D);
+    nb_view v = make_view(be, c, 3, S, c->K * c->D), y = make_view(be, c, 4, c->T, c->H * c->D);
+    nb_attention a = {c->H, c->K, c->D, 1 / sqrtf((float)c->D), c->pos0, c->window};
+    be->ops->attention_forward(be, y, q, k, v, &a);
+    take_view(be, y, out);
+    drop(be, q), drop(be, k), drop(be, v), drop(be, y);
+}
+
+static void run_add(nb_backend *be, const op_case *c, double *out)
+{
+    nb_view a = make_view(be, c, 1, c->T, c->M), b = make_view(be, c, 2, c->T, c->M);
+    nb_view y = make_view(be, c, 3, c->T, c->M), to = c->in_place ? b : y;
+    be->ops->add_forward(be, to, a, b);
+    be->ops->copy(be, c->in_place ? y : b, to);
+    take_view(be, c->in_place ? y : b, out);
+    drop(be, a), drop(be, b), drop(be, y);
+}
+
+static void run_act(nb_backend *be, const op_case *c, double *out)
+{
+    nb_view x = make_view(be, c, 1, c->T, c->M), up = make_view(be, c, 2, c->T, c->M);
+    nb_view y = make_view(be, c, 3, c->T, c->M), to = c->in_place ? x : y;
+    if (c->add) {
+        be->ops->glu_forward(be, to, x, up, (nb_act_kind)c->kind);
+    } else {
+        be->ops->act_forward(be, to, x, (nb_act_kind)c->kind);
+    }
+    take_view(be, to, out);
+    drop(be, x), drop(be, up), drop(be, y);
+}
+
+static void run_nll(nb_backend *be, const op_case *c, double *out)
+{
+    nb_view x = make_view(be, c, 1, c->T, c->N);
+    int32_t targets[64];
+    make_ids(c, targets, c->N);
+    be->ops->nll_forward(be, out, x, targets);
+    drop(be, x);
+}
+
+/* kl [T], then same [T]; every third row compares with itself. */
+static void run_kl(nb_backend *be, const op_case *c, double *out)
+{
+    nb_view a = make_view(be, c, 1, c->T, c->N), b = make_view(be, c, 2, c->T, c->N);
+    for (int64_t t = 0; t < c->T; t += 3) {
+        be->ops->copy(be, nb_view_rows(b, t, 1), nb_view_rows(a, t, 1));
+    }
+    uint8_t same[64];
+    be->ops->kl_forward(be, out, same, a, b);
+    for (int64_t t = 0; t < c->T; t++) out[c->T + t] = same[t];
+    drop(be, a), drop(be, b);
+}
+
+/* ---- comparing ------------------------------------------------------------------------- */
+
+static void run_on(const char *device, int threads, nb_compute compute, unsigned mask, op_run run,
+                   const op_case *c, double *out)
+{
+    nb_backend *be = make_backend(device, threads, compute, mask);
+    nb_error err = {0};
+    run(be, c, out);
+    if (be->ops->sync(be, &err) != NB_OK) fail_msg("%s: %s", device, err.message);
+    nb_backend_free(be);
+}
+
+static void check_close(const char *what, const op_case *c, nb_compute compute, const double *got,
+                        const double *want, const double *size, double relative, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        double bound = relative * size[i] + EPS * fabs(want[i]) + 0x1p-126;
+        if (fabs(got[i] - want[i]) <= bound) continue;
+        fail_msg("%s seed %d T %d M %d N %d H %d K %d D %d pos %d window %d kind %d weights %s act "
+                 "%s compute %d: [%d] is %.9g, expected %.9g +- %.3g",
+                 what, (int)c->seed, (int)c->T, (int)c->M, (int)c->N, c->H, c->K, c->D, c->pos0,
+                 c->window, c->kind, c->weights ? c->weights : "-", c->act ? c->act : "-",
+                 (int)compute, (int)i, got[i], want[i], bound);
+    }
+}
+
+/* size [n]: what the relative error refers to. */
+static void compare(op_run run, const op_case *c, nb_compute compute, const double *size,
+                    double relative, int64_t n)
+{
+    double *want = calloc((size_t)n, sizeof *want), *got = calloc((size_t)n, sizeof *got);
+    double *one = calloc((size_t)n, sizeof *one);
+    run_on("ref64", 1, compute, ~0u, run, c, want);
+    run_on("ref", 1, compute, ~0u, run, c, got);
+    check_close("ref", c, compute, got, want, size, relative, n);
+    run_on("cpu", 2, compute, 0, run, c, got);
+    check_close("cpu, scalar", c, compute, got, want, size, relative, n);
+    run_on("cpu", 1, compute, ~0u, run, c, one);
+    check_close("cpu", c, compute, one, want, size, relative, n);
+    for (int threads = 2; threads <= 4; threads *= 2) {
+        run_on("cpu", threads, compute, ~0u, run, c, got);
+        if (memcmp(got, one, (size_t)n * sizeof *got) != 0) {
+            fail_msg("seed %d: %d threads give other bytes than one", (int)c->seed, threads);
+        }
+    }
+    free(want);
+    free(got);
+    free(one);
+}
+
+/* The result of ref64 on absolute values: the sum of the terms' sizes. */
+static double *sizes(op_run run, const op_case *c, nb_compute compute, int64_t n)
+{
+    op_case abs = *c;
+    abs.absolute = true;
+    double *size = calloc((size_t)n, sizeof *size);
+    run_on("ref64", 1, compute, ~0u, run, &abs, size);
+    return size;
+}
+
+static double *constant(double x, int64_t n)
+{
+    double *size = malloc((size_t)n * sizeof *size);
+    for (int64_t i = 0; i < n; i++) size[i] = x;
+    return size;
+}
+
+static bool has_bf16(void)
+{
+    nb_options opt = {.device = "cpu", .threads = 1, .compute = NB_COMPUTE_BF16, .cpumask = ~0u};
+    nb_backend *be;
+    nb_status st = nb_backend_create(&be, &opt, NULL);
+    nb_backend_free(be);
+    return st == NB_OK;
+}
+
+static int pick(nb_rng *r, const int *from, size_t n) { return from[nb_rng_next(r) % n]; }
+
+#define PICK(r, ...)                                                                               \
+    pick(r, (const int[]){__VA_ARGS__}, sizeof((const int[]){__VA_ARGS__}) / sizeof(int))
+
+/* ---- tests ----------------------------------------------------------------------------- */
+
+static void test_linear(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const weights[] = {"f32", "bf16", "int4:g64", "int3:row", "int8:g32:sym"};
+    static const char *const acts[] = {NULL, NULL, "int8:token", "int4:token:asym"};
+    nb_rng r = {3};
+    int n_compute = has_bf16() ? 2 : 1;
+    for (int i = 0; i < 60; i++) {
+        op_case c = {.seed = (uint64_t)i,
+                     .T = PICK(&r, 1, 3, 8, 9, 33, 260),
+                     .M = PICK(&r, 1, 8, 40, 64, 96, 257),
+                     .N = PICK(&r, 1, 7, 32, 96, 300, 600),
+                     .bias = i % 3 == 0,
+                     .add = i % 2 == 0,
+                     .misaligned = i % 5 == 0,
+                     .weights = weights[nb_rng_next(&r) % NB_COUNT(weights)],
+                     .act = acts[nb_rng_next(&r) % NB_COUNT(acts)]};
+        for (int compute = 0; compute < n_compute; compute++) {
+            /* quantized absolute values are not the absolute quantized ones: 2 covers it */
+            double *size = sizes(run_linear, &c, (nb_compute)compute, c.T * c.N);
+            compare(run_linear, &c, (nb_compute)compute, size, 2 * (double)(c.M + 4) * EPS,
+                    c.T * c.N);
+            free(size);
+        }
+    }
+}
+
+static void test_attention(void **state)
+{
+    NB_UNUSED(state);
+    nb_rng r = {4};
+    int n_compute = has_bf16() ? 2 : 1;
+    for (int i = 0; i < 40; i++) {
+        op_case c = {.seed = (uint64_t)i,
+                     .T = PICK(&r, 1, 2, 8, 9, 40, 130, 300),
+                     .K = PICK(&r, 1, 2, 3),
+                     .D = PICK(&r, 8, 16, 64),
+                     .pos0 = PICK(&r, 0, 0, 1, 37, 256, 300),
+                     .window = PICK(&r, 0, 0, 1, 5, 100, 400)};
+        c.H = c.K * PICK(&r, 1, 3, 4, 7);
+        int64_t n = c.T * c.H * c.D;
+        for (int compute = 0; compute < n_compute; compute++) {
+            /* |v| < 5 on this data, |q.k| scale < D 25 / sqrt D; a score's error moves every weight
+             * by twice as much */
+            double score = 25 * sqrt(c.D), relative = 2 * (c.D + 4) * EPS * score / 4;
+            relative += (double)(c.pos0 + c.T) * EPS + 0x1p-20 + (compute ? 0x1p-8 : 0);
+            double *size = constant(5, n);
+            compare(run_attention, &c, (nb_compute)compute, size, relative, n);
+            free(size);
+        }
+    }
+}
+
+static void test_pointwise(void **state)
+{
+    NB_UNUSED(state);
+    nb_rng r = {5};
+    for (int i = 0; i < 24; i++) {
+        op_case c = {.seed = (uint64_t)i,
+                     .T = PICK(&r, 1, 5, 40),
+                     .M = PICK(&r, 1, 16, 67, 576),
+                     .kind = i % 2,
+                     .bias = i % 3 == 0,
+                     .add = i % 4 < 2,
+                     .in_place = i % 5 == 0};
+        int64_t n = c.T * c.M;
+        double *size = constant(25, n);
+        compare(run_norm, &c, NB_COMPUTE_F32, size, (double)(c.M + 16) * EPS, n);
+        c.kind = i % 3;
+        compare(run_act, &c, NB_COMPUTE_F32, size, 0x1p-20, n);
+        compare(run_add, &c, NB_COMPUTE_F32, size, 0, n);
+        free(size);
+    }
+}
+
+static void test_rope(void **state)
+{
+    NB_UNUSED(state);
+    nb_rng r = {6};
+    for (int i = 0; i < 12; i++) {
+        op_case c = {.seed = (uint64_t)i,
+                     .T = PICK(&r, 1, 5, 70),
+                     .H = PICK(&r, 1, 3),
+                     .D = 64,
+                     .rot = PICK(&r, 2, 16, 64)};
+        double *size = constant(50, c.T * c.H * c.D);
+        compare(run_rope, &c, NB_COMPUTE_F32, size, 2 * EPS, c.T * c.H * c.D);
+        free(size);
+    }
+}
+
+static void test_embed(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const weights[] = {"f32", "bf16", "int4:g64", "int6:row"};
+    for (int i = 0; i < 8; i++) {
+        op_case c = {.seed = (uint64_t)i,
+                     .T = 1 + 9 * (i % 2),
+                     .M = 64 + i,
+                     .N = 50,
+                     .misaligned = i % 3 == 0,
+                     .weights = weights[i % 4]};
+        double *size = constant(0, c.T * c.M);
+        compare(run_embed, &c, NB_COMPUTE_F32, size, 0, c.T * c.M);
+        free(size);
+    }
+}
+
+static void test_losses(void **state)
+{
+    NB_UNUSED(state);
+    nb_rng r = {7};
+    for (int i = 0; i < 12; i++) {
+        op_case c = {
+            .seed = (uint64_t)i, .T = PICK(&r, 1, 7, 30), .N = PICK(&r, 1, 33, 1000, 5000)};
+        /* "ref" adds N terms in fp32; |a - b| < 10 */
+        double *size = constant(10, 2 * c.T);
+        compare(run_nll, &c, NB_COMPUTE_F32, size, (double)(c.N + 16) * EPS, c.T);
+        compare(run_kl, &c, NB_COMPUTE_F32, size, 2 * (double)(c.N + 16) * EPS, 2 * c.T);
+        free(size);
+    }
+}
+
+/* ---- errors ---------------------------------------------------------------------------- */
+
+static void test_sticky_error(void **state)
+{
+    NB_UNUSED(state);
+    for (int i = 0; nb_backends[i]; i++) {
+        nb_backend *be = make_backend(nb_backends[i]->name, 1, NB_COMPUTE_F32, ~0u);
+        op_case c = {.seed = 1, .T = 2, .M = 8, .N = 10, .weights = "f32"};
+        weight w = make_weight(&c, c.N, c.M);
+        nb_linear *l = make_linear(be, &c, &w);
+        nb_view x = make_view(be, &c, 1, 2, 8), y = make_view(be, &c, 2, 2, 10);
+        double nll[2];
+        nb_error err = {0};
+        assert_int_equal(be->ops->sync(be, &err), NB_OK);
+        be->ops->embed_forward(be, x, l, (const int32_t[]){3, 10});
+        be->ops->nll_forward(be, nll, y, (const int32_t[]){-1, 0});
+        be->ops->linear_forward(be, y, x, l, false); /* a later success does not clear it */
+        assert_int_equal(be->ops->sync(be, &err), NB_EUSAGE);
+        assert_int_equal(err.status, NB_EUSAGE);
+        assert_string_equal(err.message, "token 1: id 10 is not in [0, 10)");
+        assert_int_equal(be->ops->sync(be, &err), NB_OK);
+        be->ops->nll_forward(be, nll, y, (const int32_t[]){-1, 0});
+        assert_int_equal(be->ops->sync(be, NULL), NB_EUSAGE);
+        be->ops->linear_free(be, l);
+        free_weight(&w);
+        drop(be, x), drop(be, y);
+        nb_backend_free(be);
+    }
+}
+
+static void test_options(void **state)
+{
+    NB_UNUSED(state);
+    nb_backend *be;
+    nb_error err;
+    nb_options opt = {.device = "tpu", .cpumask = ~0u};
+    assert_int_equal(nb_backend_create(&be, &opt, &err), NB_EUSAGE);
+    assert_null(be);
+    assert_string_equal(err.message, "device \"tpu\": unknown; there are cpu, ref, ref64");
+    opt = (nb_options){.threads = -1, .cpumask = ~0u};
+    assert_int_equal(nb_backend_create(&be, &opt, &err), NB_EUSAGE);
+    opt = (nb_options){.cpumask = 0};
+    assert_int_equal(nb_backend_create(&be, &opt, &err), NB_OK);
+    assert_string_equal(be->ops->name, "cpu");
+    assert_int_equal(be->cpu, 0);
+    assert_true(be->threads >= 1);
+    nb_buffer *b;
+    assert_int_equal(be->ops->buffer_create(be, INT64_MAX / 8, &b, &err), NB_ERESOURCE);
+    assert_null(b);
+    nb_backend_free(be);
+    nb_backend_free(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_linear),       cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_pointwise),    cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_embed),        cmocka_unit_test(test_losses),
+        cmocka_unit_test(test_sticky_error), cmocka_unit_test(test_options),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
