@@ -49,8 +49,11 @@ row = "{:<22}{:>12}{:>14}{:>20}{:>21}{:>14}".format
 print()
 print(row("model", "size, MiB", "bits/weight", "perplexity", "KL divergence", "same top-1"))
 source, first = read("source"), read("w4g128.compare")
+# of the source's linears, as for the quantized models: its embedding has another format
+linears = [t for t in source["tensors"] if t["name"].startswith("blk.") and len(t["shape"]) == 2]
+bits = 8 * sum(t["bytes"] for t in linears) / sum(t["shape"][0] * t["shape"][1] for t in linears)
 print(row("SmolLM2-135M (GGUF)", f"{source['bytes'] / 2**20:.1f}",
-          f"{source['bits_per_weight']:.2f}",
+          f"{bits:.2f}",
           f"{first['perplexity_reference']:.3f} ± {first['perplexity_reference_error']:.3f}",
           "0", "100 %"))
 for name, label in (("w4g128", "int4, groups of 128"), ("w4g64", "int4, groups of 64")):

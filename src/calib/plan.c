@@ -7,7 +7,7 @@
 #include "calib/convert.h"
 #include "calib/flow.h"
 
-#define HEADER_BYTES  ((int64_t)8192)     /* of a safetensors file of one block, roughly */
+#define TENSOR_BYTES  ((int64_t)256)      /* of a file's header for each tensor, roughly */
 #define PROCESS_BYTES ((int64_t)48 << 20) /* code, libraries, tokenizer */
 
 void nb_shard_name(char out[NB_SHARD_NAME], int shard, int n_shards)
@@ -22,15 +22,22 @@ nb_format nb_plan_end_format(const nb_recipe *recipe, const nb_host_ends *ends,
     return vocabulary && recipe->embedding.family ? recipe->embedding : nb_convert_default(&l->w);
 }
 
-static int64_t vector_bytes(const float *v, int64_t n) { return v ? 4 * n : 0; }
+static int64_t vector_bytes(const float *v, int64_t n) { return v ? 4 * n + TENSOR_BYTES : 0; }
 
 static int64_t norm_bytes(const nb_host_norm *n)
 {
     return n->name ? vector_bytes(n->weight, n->n) + vector_bytes(n->bias, n->n) : 0;
 }
 
+/* Room in the file's header for the planes of one matrix. */
+static int64_t header_bytes(const nb_format *f, int64_t n_in)
+{
+    nb_plane_spec spec[NB_MAX_PLANES];
+    return f->family->planes(f, n_in, spec) * TENSOR_BYTES;
+}
+
 typedef struct block_size {
-    int64_t source, weights, planes, other; /* other: bytes of biases and norms */
+    int64_t source, weights, planes, other; /* other: biases, norms, header */
     int64_t largest;                        /* weights of the largest linear    */
 } block_size;
 
@@ -45,7 +52,7 @@ static block_size measure_block(const nb_host_block *b, const nb_recipe *recipe)
         s.weights += n;
         s.largest = nb_max_i64(s.largest, n);
         s.planes += l->w.n_out * nb_format_row_bytes(&recipe->weights, l->w.n_in);
-        s.other += vector_bytes(l->bias, l->w.n_out);
+        s.other += vector_bytes(l->bias, l->w.n_out) + header_bytes(&recipe->weights, l->w.n_in);
     }
     for (int r = 0; r < NB_N_NORMS; r++) s.other += norm_bytes(&b->norm[r]);
     return s;
@@ -63,6 +70,7 @@ static void measure_ends(const nb_host_ends *e, const nb_recipe *recipe, int64_t
         if (!all[i]->name) continue;
         nb_format f = nb_plan_end_format(recipe, e, all[i]);
         int64_t bytes = all[i]->w.n_out * nb_format_row_bytes(&f, all[i]->w.n_in);
+        *stored += header_bytes(&f, all[i]->w.n_in);
         bool copied = !nb_format_is_quantized(&f) && f.variant == all[i]->w.format.variant;
         *stored += bytes;
         *made += copied ? 0 : bytes;
@@ -87,7 +95,7 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
     bool quantized = nb_format_is_quantized(&recipe->weights);
     p->n_quantized = quantized ? n * b.weights : 0;
     p->quantized_bytes = quantized ? n * b.planes : 0;
-    p->bytes = ends_stored + n * (b.planes + b.other) + (n + 1) * HEADER_BYTES;
+    p->bytes = ends_stored + n * (b.planes + b.other);
 
     /* A block at work: its pages, what is made of them, the largest linear in fp32 with its clip
      * ratios, and the file just written, whose pages are read for the checksum. */

@@ -8,7 +8,7 @@ typedef struct nb_plan {
     int n_shards;            /* the ends, then one per block */
     int64_t n_quantized;     /* weights in quantized linears of all blocks */
     int64_t quantized_bytes; /* their planes */
-    int64_t bytes;           /* of all weight files, within a few kilobytes a file */
+    int64_t bytes;           /* of all weight files, within some percent of their headers */
     int64_t memory;          /* estimated peak resident set */
 } nb_plan;
 

@@ -20,30 +20,16 @@
  * refuses the row (D7). */
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
+#include "format/bits.h"
 #include "format/dialect_codec.h"
 #include "format/format.h"
-#include "format/nibbles.h"
+#include "format/scale.h"
+#include "format/word.h"
 
 enum { RULE_OF_USE = 0, RULE_MSE = 1, RULE_2S = 2, CLAMP_BD5 = 4 }; /* nb_format.variant: bits */
 
 /* ---- words ----------------------------------------------------------------------------- */
-
-static int fail_word(const char *word, const char *why, nb_error *err)
-{
-    nb_fail(err, NB_EUSAGE, "format \"%.40s\": %s", word, why);
-    return -1;
-}
-
-/* Takes the text off the front of *s. */
-static bool take(const char **s, const char *text)
-{
-    size_t n = strlen(text);
-    if (strncmp(*s, text, n) != 0) return false;
-    *s += n;
-    return true;
-}
 
 static int take_block(const char **s)
 {
@@ -52,7 +38,7 @@ static int take_block(const char **s)
         int size;
     } blocks[] = {{"b128", 128}, {"b16", 16}, {"b32", 32}, {"b64", 64}};
     for (size_t i = 0; i < NB_COUNT(blocks); i++) {
-        if (take(s, blocks[i].name)) return blocks[i].size;
+        if (nb_word_take(s, blocks[i].name)) return blocks[i].size;
     }
     return 0;
 }
@@ -60,13 +46,15 @@ static int take_block(const char **s)
 static int parse_dialect(const char *word, nb_format *f, nb_error *err)
 {
     const char *s = word;
-    if (!take(&s, "dialect")) return 0;
-    if (take(&s, ":")) f->group = take_block(&s);
-    if (f->group == 0) return fail_word(word, "expected dialect: and b16, b32, b64 or b128", err);
-    if (take(&s, ":mse")) f->variant = RULE_MSE;
-    if (f->variant == RULE_OF_USE && take(&s, ":2s")) f->variant = RULE_2S;
-    if (take(&s, ":bd5")) f->variant |= CLAMP_BD5;
-    if (*s) return fail_word(word, "expected :mse or :2s, then :bd5, or nothing at the end", err);
+    if (!nb_word_take(&s, "dialect")) return 0;
+    if (nb_word_take(&s, ":")) f->group = take_block(&s);
+    if (f->group == 0)
+        return nb_word_fail(word, "expected dialect: and b16, b32, b64 or b128", err);
+    if (nb_word_take(&s, ":mse")) f->variant = RULE_MSE;
+    if (f->variant == RULE_OF_USE && nb_word_take(&s, ":2s")) f->variant = RULE_2S;
+    if (nb_word_take(&s, ":bd5")) f->variant |= CLAMP_BD5;
+    if (*s)
+        return nb_word_fail(word, "expected :mse or :2s, then :bd5, or nothing at the end", err);
     f->bits = 4;
     f->sym = true;
     snprintf(f->word, sizeof f->word, "%s", word); /* there is one spelling of each */
@@ -120,12 +108,9 @@ static nb_qparam fit_block(const nb_format *f, bool least_error, const float *w,
 static void fit_dialect(const nb_format *f, const float *w, const float *importance, int64_t n,
                         float clip_lo, float clip_hi, nb_qparam *p)
 {
-    float min = 0, max = 0;
-    for (int64_t i = 0; i < n; i++) {
-        min = w[i] < min ? w[i] : min;
-        max = w[i] > max ? w[i] : max;
-    }
-    uint32_t top = nb_dialect_magnitude(fmaxf(-(clip_lo * min), clip_hi * max));
+    float lo, hi;
+    nb_group_range(w, n, clip_lo, clip_hi, &lo, &hi);
+    uint32_t top = nb_dialect_magnitude(fmaxf(-lo, hi));
     *p = fit_block(f, !(f->variant & RULE_2S), w, importance, n, top);
 }
 
@@ -155,7 +140,7 @@ static void decode_dialect(const nb_format *f, const nb_qparam *p, const uint8_t
 static int planes_dialect(const nb_format *f, int64_t n_in, nb_plane_spec out[NB_MAX_PLANES])
 {
     int64_t groups = nb_format_groups(f, n_in);
-    int64_t codes = nb_nibble_bytes(n_in), ids = nb_nibble_bytes(groups);
+    int64_t codes = nb_bits_bytes(n_in, 4), ids = nb_bits_bytes(groups, 4);
     out[0] = (nb_plane_spec){"codes", NB_U8, codes, codes};
     out[1] = (nb_plane_spec){"scales", NB_U8, groups, groups};
     out[2] = (nb_plane_spec){"dialects", NB_U8, ids, ids};
@@ -164,15 +149,15 @@ static int planes_dialect(const nb_format *f, int64_t n_in, nb_plane_spec out[NB
 
 static nb_qparam load_param(const uint8_t *const plane[], int64_t g)
 {
-    return (nb_qparam){.scale = scale_of_byte(plane[1][g]),
-                       .id = (uint8_t)nb_nibble_at(plane[2], g)};
+    unsigned ids = plane[2][g / 2];
+    return (nb_qparam){.scale = scale_of_byte(plane[1][g]), .id = g % 2 ? ids >> 4 : ids & 15};
 }
 
 static void pack_row_dialect(const nb_format *f, const uint8_t *codes, const nb_qparam *p,
                              int64_t n_in, uint8_t *const plane[])
 {
     int64_t groups = nb_format_groups(f, n_in);
-    nb_nibbles_pack(codes, n_in, plane[0]);
+    nb_bits_pack(codes, n_in, 4, plane[0]);
     for (int64_t g = 0; g < groups; g++) {
         uint8_t *ids = &plane[2][g / 2];
         plane[1][g] = (uint8_t)byte_of_scale(p[g].scale);
@@ -184,7 +169,7 @@ static void unpack_row_dialect(const nb_format *f, const uint8_t *const plane[],
                                uint8_t *codes, nb_qparam *p)
 {
     int64_t groups = nb_format_groups(f, n_in);
-    nb_nibbles_unpack(plane[0], n_in, codes);
+    nb_bits_unpack(plane[0], n_in, 4, codes);
     for (int64_t g = 0; g < groups; g++) p[g] = load_param(plane, g);
 }
 
@@ -196,7 +181,7 @@ static void dequant_row_dialect(const nb_format *f, const uint8_t *const plane[]
         uint8_t codes[NB_DIALECT_BLOCK_MAX];
         nb_qparam p = load_param(plane, g);
         int64_t at = nb_group_begin(f, g), n = nb_group_length(f, n_in, g);
-        nb_nibbles_unpack(plane[0] + at / 2, n, codes);
+        nb_bits_unpack(plane[0] + at / 2, n, 4, codes);
         decode_dialect(f, &p, codes, n, w + at);
     }
 }

@@ -105,11 +105,11 @@ typedef struct aligned {
 
 static void align_block(aligned *a, const float *x, const float *importance, int64_t n, int se)
 {
-    double scale = ldexp(1, 2 - se);
     for (int64_t i = 0; i < n; i++) {
-        uint32_t m = nb_dialect_magnitude(x[i]);
-        a->q[i] = (uint8_t)nb_dialect_align(m, se);
-        a->y4[i] = (double)nb_f32_from_bits(m) * scale;
+        uint32_t magnitude = nb_dialect_magnitude(x[i]);
+        nb_dialect_parts parts = nb_dialect_split(magnitude);
+        a->q[i] = (uint8_t)nb_dialect_align(magnitude, se);
+        a->y4[i] = ldexp(parts.m, parts.e - 148 - se);
         a->weight[i] = importance ? (double)importance[i] : 1;
     }
 }

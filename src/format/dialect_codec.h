@@ -61,17 +61,29 @@ static inline uint32_t nb_dialect_magnitude(float x)
     return bits < 0x7f7fffffu ? bits : 0x7f7fffffu;
 }
 
-/* q = min(31, floor(4 |x| / 2^se)) of a magnitude. With field e and significand m, |x| is
- * m 2^(e - 150), and q is m shifted right by 148 + se - e. Less than 0 happens only where e is so
- * large that m >= 2^23 and q saturates anyway; beyond 31 nothing is left of m < 2^24. */
-static inline unsigned nb_dialect_align(uint32_t magnitude, int se)
+/* The parts of |x| = m 2^(e - 150), m < 2^24; subnormals have e = 1. */
+typedef struct nb_dialect_parts {
+    uint32_t m;
+    int e;
+} nb_dialect_parts;
+
+static inline nb_dialect_parts nb_dialect_split(uint32_t magnitude)
 {
     uint32_t field = magnitude >> 23, is_normal = field > 0;
     uint32_t m = (magnitude & 0x7fffffu) | is_normal << 23;
-    int shift = 148 + se - (int)(field + (is_normal ^ 1u));
+    return (nb_dialect_parts){m, (int)(field + (is_normal ^ 1u))};
+}
+
+/* q = min(31, floor(4 |x| / 2^se)) of a magnitude: m shifted right by 148 + se - e. That is less
+ * than 0 only where e is so large that m >= 2^23 and q saturates anyway; beyond 31 nothing is left
+ * of m. */
+static inline unsigned nb_dialect_align(uint32_t magnitude, int se)
+{
+    nb_dialect_parts x = nb_dialect_split(magnitude);
+    int shift = 148 + se - x.e;
     shift = shift < 0 ? 0 : shift;
     shift = shift > 31 ? 31 : shift;
-    uint32_t q = m >> shift;
+    uint32_t q = x.m >> shift;
     return q < 31 ? q : 31;
 }
 

@@ -15,7 +15,7 @@
 #include "base/status.h"
 #include "format/dtype.h"
 
-#define NB_MAX_PLANES 4
+#define NB_MAX_PLANES  4
 #define NB_FORMAT_WORD 32
 
 typedef struct nb_format_family nb_format_family;
@@ -32,6 +32,7 @@ typedef struct nb_format {
 /* Parameters of one group, exactly as they are stored. */
 typedef struct nb_qparam {
     float scale;
+    float base;   /* what the groups of a row share: an input of fit; 0: nothing */
     int32_t zero; /* code of the value 0 */
     uint8_t id;   /* dialect, exponent, ...: the family's own */
 } nb_qparam;
@@ -59,9 +60,16 @@ struct nb_format_family {
     /* Planes of a row of n_in values; returns their number (1 to NB_MAX_PLANES). */
     int (*planes)(const nb_format *f, int64_t n_in, nb_plane_spec out[NB_MAX_PLANES]);
 
+    /* What all groups of a row share (the base of power-of-two scales, the outer scale of NVFP4),
+     * found before any of them is fitted; clip_lo, clip_hi: [groups] or NULL, all 1. NULL: this
+     * family has nothing of the kind. */
+    float (*fit_base)(const nb_format *f, const float *w, const float *importance, int64_t n_in,
+                      const float *clip_lo, const float *clip_hi);
+
     /* Parameters for the n values of one group. clip_lo, clip_hi in (0, 1]: shrink min and max of
      * the group first (LWC, OmniQuant eq. 2). importance: [n] weights of the squared error or
-     * NULL; only families whose fit is a search read it. Values must be finite. */
+     * NULL; only families whose fit is a search read it. Values must be finite. p->base: the
+     * row's fit_base, 0 for a group that is a row of its own. */
     void (*fit)(const nb_format *f, const float *w, const float *importance, int64_t n,
                 float clip_lo, float clip_hi, nb_qparam *p);
 
@@ -95,6 +103,17 @@ nb_status nb_format_parse(nb_format *out, const char *word, nb_error *err);
 nb_format nb_format_plain(nb_dtype t);
 /* True for formats with fit/encode/pack; false for plain storage types and "none". */
 bool nb_format_is_quantized(const nb_format *f);
+
+/* fit_base, 0 for families without one; and base and fit of every group: p [groups]. */
+float nb_format_fit_base(const nb_format *f, const float *w, const float *importance, int64_t n_in,
+                         const float *clip_lo, const float *clip_hi);
+void nb_format_fit_row(const nb_format *f, const float *w, const float *importance, int64_t n_in,
+                       const float *clip_lo, const float *clip_hi, nb_qparam *p);
+
+/* sum importance_i (w_i - decode(encode(w_i)))^2 over the n values of a group, in a fixed order;
+ * importance NULL: all 1. */
+double nb_format_error(const nb_format *f, const nb_qparam *p, const float *w,
+                       const float *importance, int64_t n);
 
 int64_t nb_format_groups(const nb_format *f, int64_t n_in);
 /* First value and length of group g. */

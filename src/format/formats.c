@@ -4,19 +4,27 @@
 #include "format/format.h"
 
 extern const nb_format_family nb_format_family_dialect;
+extern const nb_format_family nb_format_family_fp;
 extern const nb_format_family nb_format_family_int;
+extern const nb_format_family nb_format_family_mx;
+extern const nb_format_family nb_format_family_nvfp4;
 extern const nb_format_family nb_format_family_plain;
 
+/* The first family that knows a word has it: "mxfp4" is nibble's planes; GGUF's block of that name
+ * is only made by nb_format_plain. */
 const nb_format_family *const nb_format_families[] = {
-    &nb_format_family_dialect,
     &nb_format_family_int,
+    &nb_format_family_fp,
+    &nb_format_family_mx,
+    &nb_format_family_nvfp4,
+    &nb_format_family_dialect,
     &nb_format_family_plain,
     NULL,
 };
 
 static nb_status fail_unknown(const char *word, nb_error *err)
 {
-    char list[300] = "none";
+    char list[400] = "none";
     size_t used = strlen(list);
     for (int i = 0; nb_format_families[i]; i++) {
         const char *usage = nb_format_families[i]->usage;
@@ -56,6 +64,45 @@ nb_format nb_format_plain(nb_dtype t)
 }
 
 bool nb_format_is_quantized(const nb_format *f) { return f->family && f->family->fit; }
+
+float nb_format_fit_base(const nb_format *f, const float *w, const float *importance, int64_t n_in,
+                         const float *clip_lo, const float *clip_hi)
+{
+    if (!f->family->fit_base) return 0;
+    return f->family->fit_base(f, w, importance, n_in, clip_lo, clip_hi);
+}
+
+void nb_format_fit_row(const nb_format *f, const float *w, const float *importance, int64_t n_in,
+                       const float *clip_lo, const float *clip_hi, nb_qparam *p)
+{
+    float base = nb_format_fit_base(f, w, importance, n_in, clip_lo, clip_hi);
+    int64_t groups = nb_format_groups(f, n_in);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t at = nb_group_begin(f, g);
+        p[g].base = base;
+        f->family->fit(f, w + at, importance ? importance + at : NULL, nb_group_length(f, n_in, g),
+                       clip_lo ? clip_lo[g] : 1, clip_hi ? clip_hi[g] : 1, &p[g]);
+    }
+}
+
+double nb_format_error(const nb_format *f, const nb_qparam *p, const float *w,
+                       const float *importance, int64_t n)
+{
+    enum { PIECE = 256 };
+    double sum[4] = {0}; /* side by side, so that one does not wait for the other */
+    for (int64_t at = 0; at < n; at += PIECE) {
+        uint8_t codes[PIECE];
+        float back[PIECE];
+        int64_t m = n - at < PIECE ? n - at : PIECE;
+        f->family->encode(f, p, w + at, m, codes);
+        f->family->decode(f, p, codes, m, back);
+        for (int64_t i = 0; i < m; i++) {
+            double d = (double)w[at + i] - (double)back[i];
+            sum[i & 3] += importance ? d * d * (double)importance[at + i] : d * d;
+        }
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
 
 int64_t nb_format_groups(const nb_format *f, int64_t n_in)
 {

@@ -7,7 +7,6 @@
  * full range is candidate 0, so the result is never worse than minmax; ties keep the wider range.
  * The idea is common (e.g. the search in GPTQ's quantizer, over 80 shrink factors). */
 #include <math.h>
-#include <stdlib.h>
 
 #include "method/method.h"
 
@@ -17,32 +16,18 @@ typedef struct search {
     const nb_format *f;
     const float *w, *importance; /* [n] of the group */
     int64_t n;
-    uint8_t *codes; /* [n] */
-    float *back;    /* [n] */
-    float lo, hi;   /* best so far */
+    float base;   /* of the row, nothing clipped */
+    float lo, hi; /* best so far */
     double error;
 } search;
 
 static float ratio_at(int i) { return 1 - (float)i / 64; }
 
-/* Four sums side by side, added in a fixed order. */
-static double squared_error(const search *s)
-{
-    double sum[4] = {0};
-    for (int64_t i = 0; i < s->n; i++) {
-        double d = (double)s->w[i] - (double)s->back[i];
-        sum[i & 3] += s->importance ? d * d * (double)s->importance[i] : d * d;
-    }
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
 static void try_pair(search *s, float lo, float hi)
 {
-    nb_qparam p;
+    nb_qparam p = {.base = s->base};
     s->f->family->fit(s->f, s->w, s->importance, s->n, lo, hi, &p);
-    s->f->family->encode(s->f, &p, s->w, s->n, s->codes);
-    s->f->family->decode(s->f, &p, s->codes, s->n, s->back);
-    double error = squared_error(s);
+    double error = nb_format_error(s->f, &p, s->w, s->importance, s->n);
     if (error < s->error) {
         s->error = error;
         s->lo = lo;
@@ -61,17 +46,18 @@ static void search_group(search *s)
     for (int i = 0; i < N_RATIOS; i++) try_pair(s, lo, ratio_at(i));
 }
 
-static void search_row(const nb_job *job, int64_t row, float *back, uint8_t *codes)
+static void search_row(const nb_job *job, int64_t row)
 {
+    const float *w = job->w + row * job->n_in;
     int64_t groups = nb_format_groups(job->format, job->n_in);
+    float base = nb_format_fit_base(job->format, w, job->importance, job->n_in, NULL, NULL);
     for (int64_t g = 0; g < groups; g++) {
         int64_t at = nb_group_begin(job->format, g);
         search s = {.f = job->format,
-                    .w = job->w + row * job->n_in + at,
+                    .w = w + at,
                     .importance = job->importance ? job->importance + at : NULL,
                     .n = nb_group_length(job->format, job->n_in, g),
-                    .codes = codes,
-                    .back = back};
+                    .base = base};
         search_group(&s);
         job->clip_lo[row * groups + g] = s.lo;
         job->clip_hi[row * groups + g] = s.hi;
@@ -80,19 +66,10 @@ static void search_row(const nb_job *job, int64_t row, float *back, uint8_t *cod
 
 static nb_status run_mse(nb_job *job, nb_error *err)
 {
-    size_t row_bytes = (size_t)job->n_in * (sizeof(float) + 1);
-    bool memory = true;
-#pragma omp parallel num_threads(job->threads) reduction(&& : memory)
-    {
-        float *back = malloc(row_bytes);
-        memory = back != NULL;
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < job->n_out; row++) {
-            if (back) search_row(job, row, back, (uint8_t *)(back + job->n_in));
-        }
-        free(back);
-    }
-    return memory ? NB_OK : nb_fail_memory(err, job->name, row_bytes);
+    NB_UNUSED(err);
+#pragma omp parallel for num_threads(job->threads) schedule(static)
+    for (int64_t row = 0; row < job->n_out; row++) search_row(job, row);
+    return NB_OK;
 }
 
 const nb_method nb_method_mse = {

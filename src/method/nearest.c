@@ -11,10 +11,10 @@ static void round_row(const nb_job *job, const nb_plane_spec *spec, int64_t row,
     const nb_format_family *family = f->family;
     const float *w = job->w + row * job->n_in;
     int64_t groups = nb_format_groups(f, job->n_in);
+    nb_format_fit_row(f, w, job->importance, job->n_in, job->clip_lo + row * groups,
+                      job->clip_hi + row * groups, p);
     for (int64_t g = 0; g < groups; g++) {
         int64_t at = nb_group_begin(f, g), n = nb_group_length(f, job->n_in, g);
-        family->fit(f, w + at, job->importance ? job->importance + at : NULL, n,
-                    job->clip_lo[row * groups + g], job->clip_hi[row * groups + g], &p[g]);
         family->encode(f, &p[g], w + at, n, codes + at);
     }
     uint8_t *plane[NB_MAX_PLANES] = {0};

@@ -58,9 +58,10 @@ void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out
 {
     enum { PIECE = 512 };
     int64_t groups = nb_format_groups(f, n);
+    float base = nb_format_fit_base(f, x, NULL, n, NULL, NULL);
     for (int64_t g = 0; g < groups; g++) {
         int64_t begin = nb_group_begin(f, g), end = begin + nb_group_length(f, n, g);
-        nb_qparam p;
+        nb_qparam p = {.base = base};
         fit_online(f, x + begin, end - begin, &p);
         for (int64_t i = begin; i < end; i += PIECE) {
             uint8_t codes[PIECE];

@@ -56,7 +56,7 @@ assert e < 1e-3, e' "$scratch/b.npy" tests/golden/llama-mha/logits.npy 2>&1) &&
     pass "logits are those of transformers" || fail "logits are those of transformers" "$reason"
 expect 2 "logits of an id outside the vocabulary" "$NIBBLE" logits "$model" --tokens 272 -o "$scratch/c.npy"
 expect 2 "logits of no ids" "$NIBBLE" logits "$model" --tokens , -o "$scratch/c.npy"
-expect 4 "logits to a folder that is not there" "$NIBBLE" logits "$model" --tokens 1 -o "$scratch/no/c.npy"
+expect 3 "logits to a folder that is not there" "$NIBBLE" logits "$model" --tokens 1 -o "$scratch/no/c.npy"
 
 expect 0 "inspect" "$NIBBLE" inspect "$model" --json
 has_keys "inspect: keys" bytes source_bytes bits_per_weight seconds peak_rss tensors
@@ -75,7 +75,8 @@ same "quantize --dry-run writes nothing" "" "$(ls "$scratch" | grep '^q')"
 expect 4 "quantize in too little memory" "${quantize[@]}" -o "$scratch/q" --memory 1K
 expect 0 "quantize" "${quantize[@]}" -o "$scratch/q" --json
 has_keys "quantize: keys" bytes source_bytes bits_per_weight recipe seconds peak_rss
-close "quantize --dry-run foretold the size" "$(value bytes)" "$planned" 0.1
+# the plan sets 8 KiB aside for the header of each of the three shards, of which these use a part
+close "quantize --dry-run foretold the size" "$(value bytes)" "$planned" 0.25
 bits=$(value bits_per_weight)
 same "quantize leaves no partial directory" "q" "$(ls "$scratch" | grep '^q')"
 expect 2 "quantize onto a directory that is there" "${quantize[@]}" -o "$scratch/q"
@@ -137,5 +138,5 @@ done
 kill -INT $pid
 wait $pid
 same "SIGINT ends with status 130" 130 $?
-contains "SIGINT is reported" "interrupted" "$(cat "$scratch/err")"
+contains "SIGINT is reported" "stopped" "$(tail -n 1 "$scratch/err")"
 finish

@@ -522,7 +522,7 @@ static void test_options(void **state)
     assert_int_equal(be->cpu, 0);
     assert_true(be->threads >= 1);
     nb_buffer *b;
-    assert_int_equal(be->ops->buffer_create(be, INT64_MAX / 8, &b, &err), NB_ERESOURCE);
+    assert_int_equal(be->ops->buffer_create(be, INT64_MAX / 2, &b, &err), NB_ERESOURCE);
     assert_null(b);
     nb_backend_free(be);
     nb_backend_free(NULL);

@@ -1,4 +1,5 @@
 /* The laws that hold for every word of every quantized family, and the bytes of each layout. */
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,65 +10,57 @@
 #include <cmocka.h>
 
 #include "base/rng.h"
-#include "format/format.h"
 #include "format/half.h"
-
-#define N_MAX 700
+#include "format_util.h"
 
 static const char *const grains[] = {"row", "g8", "g64", "g128", "token"};
+/* Words of the families that are no integers. */
+static const char *const others[] = {"dialect:b16",
+                                     "dialect:b32",
+                                     "dialect:b64",
+                                     "dialect:b128",
+                                     "dialect:b32:mse",
+                                     "dialect:b64:2s",
+                                     "dialect:b128:2s:bd5",
+                                     "fp4:row",
+                                     "fp4:g2",
+                                     "fp4:g256",
+                                     "fp4:g256:paper",
+                                     "fp4:token",
+                                     "fp4:row:m1",
+                                     "fp4:g64:m1",
+                                     "fp4:g64:m1:floor",
+                                     "fp4:g64:m1:ceil",
+                                     "fp4:g4:m2",
+                                     "fp4:g256:m2",
+                                     "fp4:g64:m2:floor",
+                                     "fp4:g64:m2:ceil",
+                                     "fp4:g32:m2:paper",
+                                     "fp4e3m0:g128",
+                                     "fp4e3m0:g16:m1",
+                                     "fp4e3m0:g16:m2",
+                                     "fp6:row",
+                                     "fp6:g4",
+                                     "fp6:token",
+                                     "fp6e3m2:g64",
+                                     "fp8:row",
+                                     "fp8:g1",
+                                     "fp8:token",
+                                     "fp8:token:paper",
+                                     "fp8e5m2:g128",
+                                     "fp8e5m2:token:paper",
+                                     "mxfp4",
+                                     "mxfp4:ceil",
+                                     "mxfp6",
+                                     "mxfp6e3m2",
+                                     "mxfp8",
+                                     "mxfp8:ceil",
+                                     "mxfp8e5m2",
+                                     "mxint8",
+                                     "mxint8:ceil",
+                                     "nvfp4",
+                                     "nvfp4:46"};
 static const int64_t lengths[] = {1, 7, 8, 9, 64, 130, 576, N_MAX};
-
-typedef struct row {
-    nb_format f;
-    int64_t n;
-    float w[N_MAX], back[N_MAX];
-    uint8_t codes[N_MAX], again[N_MAX];
-    nb_qparam p[N_MAX], p_again[N_MAX];
-    uint8_t bytes[NB_MAX_PLANES][4 * N_MAX];
-    uint8_t *plane[NB_MAX_PLANES];
-    nb_plane_spec spec[NB_MAX_PLANES];
-    int n_planes;
-} row;
-
-static void begin_row(row *r, const char *word, int64_t n)
-{
-    memset(r, 0, sizeof *r);
-    nb_error err = {0};
-    if (nb_format_parse(&r->f, word, &err) != NB_OK) fail_msg("%s", err.message);
-    r->n = n;
-    r->n_planes = r->f.family->planes(&r->f, n, r->spec);
-    for (int i = 0; i < NB_MAX_PLANES; i++) {
-        memset(r->bytes[i], 0xA5, sizeof r->bytes[i]);
-        r->plane[i] = r->bytes[i];
-    }
-}
-
-static void fill_normal(row *r, uint64_t seed, double std)
-{
-    nb_rng rng = {seed};
-    for (int64_t i = 0; i < r->n; i++) r->w[i] = (float)(std * nb_rng_normal(&rng));
-}
-
-/* fit, encode and pack with the clip ratios of every group. */
-static void quantize_row(row *r, float clip_lo, float clip_hi)
-{
-    const nb_format *f = &r->f;
-    for (int64_t g = 0; g < nb_format_groups(f, r->n); g++) {
-        int64_t at = nb_group_begin(f, g), m = nb_group_length(f, r->n, g);
-        f->family->fit(f, r->w + at, NULL, m, clip_lo, clip_hi, &r->p[g]);
-        f->family->encode(f, &r->p[g], r->w + at, m, r->codes + at);
-    }
-    f->family->pack_row(f, r->codes, r->p, r->n, r->plane);
-}
-
-static void decode_row(const nb_format *f, const uint8_t *codes, const nb_qparam *p, int64_t n,
-                       float *w)
-{
-    for (int64_t g = 0; g < nb_format_groups(f, n); g++) {
-        int64_t at = nb_group_begin(f, g);
-        f->family->decode(f, &p[g], codes + at, nb_group_length(f, n, g), w + at);
-    }
-}
 
 static void check_laws(row *r)
 {
@@ -78,7 +71,9 @@ static void check_laws(row *r)
     assert_memory_equal(r->codes, r->again, (size_t)r->n);
     for (int64_t g = 0; g < nb_format_groups(f, r->n); g++) {
         assert_memory_equal(&r->p[g].scale, &r->p_again[g].scale, sizeof(float));
+        assert_memory_equal(&r->p[g].base, &r->p_again[g].base, sizeof(float));
         assert_int_equal(r->p[g].zero, r->p_again[g].zero);
+        assert_int_equal(r->p[g].id, r->p_again[g].id);
     }
     float expected[N_MAX];
     decode_row(f, r->codes, r->p, r->n, expected);
@@ -97,7 +92,7 @@ static void check_laws(row *r)
     assert_memory_equal(r->codes, r->again, (size_t)r->n);
 }
 
-static void each_word(void (*check)(row *r, const char *word))
+static void each_int(void (*check)(row *r, const char *word))
 {
     static row r;
     for (int bits = 2; bits <= 8; bits++) {
@@ -109,6 +104,13 @@ static void each_word(void (*check)(row *r, const char *word))
             }
         }
     }
+}
+
+static void each_word(void (*check)(row *r, const char *word))
+{
+    static row r;
+    each_int(check);
+    for (size_t i = 0; i < NB_COUNT(others); i++) check(&r, others[i]);
 }
 
 static void laws_of_word(row *r, const char *word)
@@ -129,10 +131,10 @@ static void test_laws(void **state)
     each_word(laws_of_word);
 }
 
-/* A group of one sign, a lone outlier, values that overflow fp16. */
+/* A group of one sign, a lone outlier, values that overflow fp16, the ends of fp32. */
 static void hard_rows_of_word(row *r, const char *word)
 {
-    for (int kind = 0; kind < 4; kind++) {
+    for (int kind = 0; kind < 6; kind++) {
         begin_row(r, word, 130);
         fill_normal(r, 5, 1);
         for (int64_t i = 0; i < r->n; i++) {
@@ -140,10 +142,13 @@ static void hard_rows_of_word(row *r, const char *word)
             if (kind == 1) r->w[i] = -fabsf(r->w[i]) - 3;
             if (kind == 2) r->w[i] *= i == 77 ? 1e4f : 1e-3f;
             if (kind == 3) r->w[i] *= 1e8f;
+            if (kind == 4) r->w[i] = i % 7 == 0 ? FLT_MAX : -r->w[i];
+            if (kind == 5) r->w[i] *= 1e-40f;
         }
         check_laws(r);
         for (int64_t g = 0; g < nb_format_groups(&r->f, r->n); g++) {
-            assert_true(isfinite(r->p[g].scale) && r->p[g].scale > 0);
+            assert_true(isfinite(r->p[g].scale)); /* NVFP4 has a scale 0 for blocks of zeros */
+            assert_true(r->p[g].scale > 0 || (r->p[g].scale == 0 && r->p[g].base > 0));
             assert_in_range(r->p[g].zero, 0, (1 << r->f.bits) - 1);
         }
         for (int64_t i = 0; i < r->n; i++) assert_true(isfinite(r->back[i]));
@@ -208,7 +213,7 @@ static void error_of_word(row *r, const char *word)
 static void test_error(void **state)
 {
     NB_UNUSED(state);
-    each_word(error_of_word);
+    each_int(error_of_word);
 }
 
 /* w[i] = (i mod 2^bits) - zero with scale 1: the codes are 0, 1, 2, ... and the bytes follow from
@@ -313,6 +318,17 @@ static void test_words(void **state)
         {"int8:token", "int8:token"},
         {"int8:token:sym", "int8:token"},
         {"int8:token:asym", "int8:token:asym"},
+        {"fp4:g256", "fp4:g256"},
+        {"fp4:g256:m2", "fp4:g256:m2"},
+        {"fp4e3m0:g65536:m2:floor:paper", "fp4e3m0:g65536:m2:floor:paper"},
+        {"fp4:row:m1:ceil", "fp4:row:m1:ceil"},
+        {"fp6:g4", "fp6:g4"},
+        {"fp6e3m2:token", "fp6e3m2:token"},
+        {"fp8:token", "fp8:token"},
+        {"fp8e5m2:token:paper", "fp8e5m2:token:paper"},
+        {"mxfp4", "mxfp4"},
+        {"mxfp8e5m2:ceil", "mxfp8e5m2:ceil"},
+        {"nvfp4:46", "nvfp4:46"},
         {"f32", "f32"},
         {"bf16", "bf16"},
         {"q4_1", "q4_1"},
@@ -344,6 +360,30 @@ static void test_words(void **state)
         "int4:g128 ",
         "INT4:row",
         "fp99",
+        "fp4",
+        "fp4:",
+        "fp4:g3",
+        "fp4:g0",
+        "fp4:g65538",
+        "fp6:g6",
+        "fp4:token:m2",
+        "fp8:row:m1",
+        "fp6:g64:m2",
+        "fp4:g64:m1:m2",
+        "fp4:g64:floor",
+        "fp4:g64:m2:floor:ceil",
+        "fp4:g64:paper:m2",
+        "fp8:row:paper",
+        "fp8e5m2:g64:paper",
+        "fp16:row",
+        "int4:g64:m2",
+        "mxfp4:",
+        "mxfp4:floor",
+        "mxfp5",
+        "mxfp4:g32",
+        "nvfp4:",
+        "nvfp4:64",
+        "nvfp40",
         "bool",
         "i64",
     };
@@ -370,6 +410,10 @@ static void test_matrix(void **state)
     nb_format q8 = nb_format_plain(NB_Q8_0);
     assert_int_equal(nb_format_row_bytes(&q8, 64), 68);
     assert_string_equal(q8.word, "q8_0");
+    nb_format block = nb_format_plain(NB_MXFP4), planes; /* one word, two layouts */
+    assert_false(nb_format_is_quantized(&block));
+    assert_int_equal(nb_format_parse(&planes, block.word, NULL), NB_OK);
+    assert_true(nb_format_is_quantized(&planes));
 }
 
 int main(void)

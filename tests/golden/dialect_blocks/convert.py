@@ -21,8 +21,9 @@ def bits(text):
 def encoded(block):
     if block is None:
         return "{.codes = NULL}"
-    return '{%d, %d, %d, %d, "%s"}' % (block["SE"], block["exp"], block["q_max"], block["id"],
-                                       block["codes"])
+    return '{%d, %d, %d, %d, %d, %d, "%s", "%s"}' % (
+        block["SE"], block["exp"], block["q_max"], block["id"], block.get("n_even", -1),
+        block.get("n_odd", -1), block["codes"], block.get("packed", ""))
 
 
 def main():

@@ -1,0 +1,69 @@
+/* Range of a group and its scale: rounding to the stored type (fp16, or fp32 where `wide`), bytes.
+ */
+#ifndef NB_FORMAT_SCALE_H
+#define NB_FORMAT_SCALE_H
+
+#include <float.h>
+#include <math.h>
+#include <stdbool.h>
+
+#include "format/half.h"
+
+#define NB_F16_MAX  65504.0f /* largest finite fp16 */
+#define NB_F16_TINY 0x1p-24f /* smallest positive fp16 */
+
+/* Ends of a range stay a few roundings below FLT_MAX, so that the code there has a finite value. */
+#define NB_RANGE_MAX (FLT_MAX * (1 - 0x1p-20f))
+
+/* Range of the group, shrunk by the clip ratios and widened to contain 0. */
+static inline void nb_group_range(const float *w, int64_t n, float clip_lo, float clip_hi,
+                                  float *lo, float *hi)
+{
+    float min = 0, max = 0;
+#pragma omp simd reduction(min : min) reduction(max : max)
+    for (int64_t i = 0; i < n; i++) {
+        min = w[i] < min ? w[i] : min;
+        max = w[i] > max ? w[i] : max;
+    }
+    *lo = fmaxf(clip_lo * min, -NB_RANGE_MAX);
+    *hi = fminf(clip_hi * max, NB_RANGE_MAX);
+}
+
+/* Larger end of that range. */
+static inline float nb_group_absmax(const float *w, int64_t n, float clip_lo, float clip_hi)
+{
+    float lo, hi;
+    nb_group_range(w, n, clip_lo, clip_hi, &lo, &hi);
+    return fmaxf(-lo, hi);
+}
+
+/* A positive scale as it is stored: never 0, never infinite. */
+static inline float nb_scale_round(float s, bool wide)
+{
+    if (wide) return fmaxf(fminf(s, FLT_MAX), FLT_MIN);
+    return nb_f16_to_f32(nb_f16_from_f32(fmaxf(fminf(s, NB_F16_MAX), NB_F16_TINY)));
+}
+
+static inline void nb_scale_save(uint8_t *plane, int64_t g, float s, bool wide)
+{
+    if (wide) {
+        memcpy(plane + 4 * g, &s, sizeof s);
+    } else {
+        uint16_t h = nb_f16_from_f32(s);
+        memcpy(plane + 2 * g, &h, sizeof h);
+    }
+}
+
+static inline float nb_scale_load(const uint8_t *plane, int64_t g, bool wide)
+{
+    if (wide) {
+        float s;
+        memcpy(&s, plane + 4 * g, sizeof s);
+        return s;
+    }
+    uint16_t h;
+    memcpy(&h, plane + 2 * g, sizeof h);
+    return nb_f16_to_f32(h);
+}
+
+#endif

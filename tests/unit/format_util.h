@@ -1,0 +1,75 @@
+/* One row on its way through a format, for the tests of formats. */
+#ifndef NB_TESTS_FORMAT_UTIL_H
+#define NB_TESTS_FORMAT_UTIL_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/rng.h"
+#include "format/format.h"
+
+#define N_MAX 700
+
+typedef struct row {
+    nb_format f;
+    int64_t n;
+    float w[N_MAX], back[N_MAX];
+    uint8_t codes[N_MAX], again[N_MAX];
+    nb_qparam p[N_MAX], p_again[N_MAX];
+    float clip_lo[N_MAX], clip_hi[N_MAX];
+    uint8_t bytes[NB_MAX_PLANES][4 * N_MAX];
+    uint8_t *plane[NB_MAX_PLANES];
+    nb_plane_spec spec[NB_MAX_PLANES];
+    int n_planes;
+} row;
+
+static inline void begin_row(row *r, const char *word, int64_t n)
+{
+    memset(r, 0, sizeof *r);
+    nb_error err = {0};
+    if (nb_format_parse(&r->f, word, &err) != NB_OK) fail_msg("%s", err.message);
+    r->n = n;
+    r->n_planes = r->f.family->planes(&r->f, n, r->spec);
+    for (int i = 0; i < NB_MAX_PLANES; i++) {
+        memset(r->bytes[i], 0xA5, sizeof r->bytes[i]);
+        r->plane[i] = r->bytes[i];
+    }
+}
+
+static inline void fill_normal(row *r, uint64_t seed, double std)
+{
+    nb_rng rng = {seed};
+    for (int64_t i = 0; i < r->n; i++) r->w[i] = (float)(std * nb_rng_normal(&rng));
+}
+
+/* fit, encode and pack with the clip ratios of every group. */
+static inline void quantize_row(row *r, float clip_lo, float clip_hi)
+{
+    const nb_format *f = &r->f;
+    for (int64_t g = 0; g < nb_format_groups(f, r->n); g++) {
+        r->clip_lo[g] = clip_lo;
+        r->clip_hi[g] = clip_hi;
+    }
+    nb_format_fit_row(f, r->w, NULL, r->n, r->clip_lo, r->clip_hi, r->p);
+    for (int64_t g = 0; g < nb_format_groups(f, r->n); g++) {
+        int64_t at = nb_group_begin(f, g), m = nb_group_length(f, r->n, g);
+        f->family->encode(f, &r->p[g], r->w + at, m, r->codes + at);
+    }
+    f->family->pack_row(f, r->codes, r->p, r->n, r->plane);
+}
+
+static inline void decode_row(const nb_format *f, const uint8_t *codes, const nb_qparam *p,
+                              int64_t n, float *w)
+{
+    for (int64_t g = 0; g < nb_format_groups(f, n); g++) {
+        int64_t at = nb_group_begin(f, g);
+        f->family->decode(f, &p[g], codes + at, nb_group_length(f, n, g), w + at);
+    }
+}
+
+#endif

@@ -1,0 +1,532 @@
+/* The block loop end to end on a tiny random model: same bytes for any number of threads and after
+ * any interruption; every way in which it must refuse. */
+#include <dirent.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "calib/convert.h"
+#include "calib/plan.h"
+#include "tiny_model.h"
+
+static char root[64]; /* all files of this test */
+
+static const char *in_root(const char *name)
+{
+    static char path[4][160];
+    static int i;
+    i = (i + 1) % 4;
+    snprintf(path[i], sizeof path[i], "%s/%s", root, name);
+    return path[i];
+}
+
+static int make_root(void **state)
+{
+    NB_UNUSED(state);
+    snprintf(root, sizeof root, "/tmp/nibble-calib-XXXXXX");
+    if (!mkdtemp(root)) return -1;
+    char text[4000];
+    for (size_t i = 0; i < sizeof text - 1; i++) text[i] = (char)(' ' + i * i % 90);
+    text[sizeof text - 1] = 0;
+    bool ok = tiny_model_write(in_root("model"), 1, NULL) &&
+              tiny_model_write(in_root("other"), 2, NULL) && tiny_write(root, "text.txt", text) &&
+              tiny_write(root, "more.txt", "another text\n");
+    return ok ? 0 : -1;
+}
+
+static int remove_root(void **state)
+{
+    NB_UNUSED(state);
+    return nb_remove_tree(root, NULL) == NB_OK ? 0 : -1;
+}
+
+typedef struct command {
+    nb_quantize_options opt;
+    const char *texts[2];
+    char model[160], out[160];
+    int stop_at; /* progress calls until it says stop; 0: never */
+    int calls;
+    nb_quantize_result result;
+    nb_error err;
+} command;
+
+static bool on_progress(void *user, const nb_progress *p)
+{
+    NB_UNUSED(p);
+    command *c = user;
+    return ++c->calls != c->stop_at;
+}
+
+static void begin_command(command *c, const char *out)
+{
+    memset(c, 0, sizeof *c);
+    nb_quantize_options_default(&c->opt);
+    snprintf(c->model, sizeof c->model, "%s", in_root("model"));
+    snprintf(c->out, sizeof c->out, "%s", in_root(out));
+    c->opt.model = c->model;
+    c->opt.out = c->out;
+    c->opt.weights = "int3:g32";
+    c->opt.run.threads = 1;
+    c->opt.run.progress = on_progress;
+    c->opt.run.progress_user = c;
+}
+
+static void with_text(command *c)
+{
+    c->texts[0] = in_root("text.txt");
+    c->opt.calib = c->texts;
+    c->opt.n_calib = 1;
+    c->opt.samples = 3;
+    c->opt.seqlen = 32;
+}
+
+static nb_status run_command(command *c) { return nb_calib_run(&c->opt, &c->result, &c->err); }
+
+static void must_run(command *c)
+{
+    if (run_command(c) != NB_OK) fail_msg("%s", c->err.message);
+}
+
+/* Status, and every word in the message. */
+static void must_fail(command *c, nb_status status, const char *a, const char *b)
+{
+    nb_status st = run_command(c);
+    if (st != status || !strstr(c->err.message, a) || !strstr(c->err.message, b)) {
+        fail_msg("status %d: \"%s\"", (int)st, c->err.message);
+    }
+}
+
+/* ---- comparing directories --------------------------------------------------------------- */
+
+static int count_files(const char *dir)
+{
+    int n = 0;
+    DIR *d = opendir(dir);
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) n += e->d_name[0] != '.';
+    closedir(d);
+    return n;
+}
+
+static void assert_same_dirs(const char *a, const char *b)
+{
+    assert_int_equal(count_files(a), count_files(b));
+    DIR *d = opendir(a);
+    for (struct dirent *e; (e = readdir(d));) {
+        if (e->d_name[0] == '.') continue;
+        char *pa = nb_path_join(a, e->d_name), *pb = nb_path_join(b, e->d_name), *ta, *tb;
+        size_t na, nb;
+        assert_int_equal(nb_read_file(pa, 1 << 24, &ta, &na, NULL), NB_OK);
+        assert_int_equal(nb_read_file(pb, 1 << 24, &tb, &nb, NULL), NB_OK);
+        if (na != nb || memcmp(ta, tb, na) != 0) fail_msg("%s differs", e->d_name);
+        free(ta), free(tb), free(pa), free(pb);
+    }
+    closedir(d);
+}
+
+/* ---- what comes out ----------------------------------------------------------------------- */
+
+static void test_output(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    begin_command(&c, "output");
+    must_run(&c);
+    assert_int_equal(c.result.n_blocks, TINY_LAYERS);
+    assert_int_equal(c.result.n_resumed, 0);
+    assert_false(nb_path_exists(in_root("output.partial")));
+    assert_false(nb_path_exists(in_root("output/journal.jsonl")));
+    assert_true(nb_path_exists(in_root("output/tokenizer.json")));
+
+    nb_source *source, *stored;
+    nb_arena *arena;
+    assert_int_equal(nb_arena_create(&arena, NULL), NB_OK);
+    assert_int_equal(nb_source_open(&source, c.model, NULL), NB_OK);
+    assert_int_equal(nb_source_open(&stored, c.out, &c.err), NB_OK);
+    assert_true(nb_source_is_quantized(stored));
+    double bits = 0, weights = 0;
+    for (int i = 0; i < TINY_LAYERS; i++) {
+        nb_host_block a, b;
+        assert_int_equal(nb_source_block(source, i, arena, &a, NULL), NB_OK);
+        assert_int_equal(nb_source_block(stored, i, arena, &b, &c.err), NB_OK);
+        for (int r = 0; r < NB_N_ROLES; r++) {
+            const nb_matrix *w = &b.linear[r].w;
+            assert_string_equal(w->format.word, "int3:g32");
+            bits += 8.0 * (double)nb_matrix_bytes(w);
+            weights += (double)(w->n_out * w->n_in);
+            float before[TINY_FFN], after[TINY_FFN];
+            double error = 0, power = 0;
+            for (int64_t row = 0; row < w->n_out; row++) {
+                nb_matrix_dequant(&a.linear[r].w, row, 1, before);
+                nb_matrix_dequant(w, row, 1, after);
+                for (int64_t k = 0; k < w->n_in; k++) {
+                    double d = (double)(after[k] - before[k]);
+                    error += d * d;
+                    power += (double)(before[k] * before[k]);
+                }
+            }
+            /* A group of 32 normals spans about 4.1 sigma: (4.1/7)^2/12 = 0.029 */
+            assert_true(error > 0.01 * power && error < 0.05 * power);
+        }
+    }
+    assert_true(fabs(c.result.bits_per_weight - bits / weights) < 1e-9);
+    assert_int_equal(c.result.n_quantized, (int64_t)weights);
+    nb_source_close(source);
+    nb_source_close(stored);
+    nb_arena_free(arena);
+}
+
+static void run_variant(const char *out, int threads, bool text)
+{
+    command c;
+    begin_command(&c, out);
+    c.opt.run.threads = threads;
+    c.opt.method = "mse,nearest";
+    if (text) with_text(&c);
+    must_run(&c);
+}
+
+static void test_threads(void **state)
+{
+    NB_UNUSED(state);
+    for (int text = 0; text < 2; text++) {
+        run_variant("t1", 1, text);
+        run_variant("t2", 2, text);
+        run_variant("t4", 4, text);
+        assert_same_dirs(in_root("t1"), in_root("t2"));
+        assert_same_dirs(in_root("t1"), in_root("t4"));
+        for (int t = 1; t <= 4; t *= 2) {
+            char name[8];
+            snprintf(name, sizeof name, "t%d", t);
+            assert_int_equal(nb_remove_tree(in_root(name), NULL), NB_OK);
+        }
+    }
+}
+
+/* Stops at the k-th progress call for every k, goes on, and compares. */
+static void interrupt_everywhere(bool text)
+{
+    command whole;
+    begin_command(&whole, "whole");
+    if (text) with_text(&whole);
+    must_run(&whole);
+    for (int k = 1; k <= whole.calls; k++) {
+        command c;
+        begin_command(&c, "parts");
+        if (text) with_text(&c);
+        c.stop_at = k;
+        nb_status st = run_command(&c);
+        assert_int_equal(st, NB_EINTERRUPTED);
+        assert_false(nb_path_exists(c.out));
+        assert_true(nb_path_exists(in_root("parts.partial")));
+        c.stop_at = 0;
+        c.opt.resume = true;
+        must_run(&c);
+        assert_same_dirs(whole.out, c.out);
+        assert_int_equal(nb_remove_tree(c.out, NULL), NB_OK);
+    }
+    assert_int_equal(nb_remove_tree(whole.out, NULL), NB_OK);
+}
+
+static void test_interrupt(void **state)
+{
+    NB_UNUSED(state);
+    interrupt_everywhere(false);
+}
+
+static void test_interrupt_calibrated(void **state)
+{
+    NB_UNUSED(state);
+    interrupt_everywhere(true);
+}
+
+/* At most one block is done again. */
+static void test_resume_count(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    begin_command(&c, "count");
+    c.stop_at = 1 + 2 + 2 * (7 + 1) + 3; /* start; ends; two blocks; three linears of the third */
+    assert_int_equal(run_command(&c), NB_EINTERRUPTED);
+    c.stop_at = 0;
+    c.opt.resume = true;
+    must_run(&c);
+    assert_int_equal(c.result.n_resumed, 2);
+    /* Resuming what is whole is no error and does nothing. */
+    c.calls = 0;
+    must_run(&c);
+    assert_int_equal(c.calls, 0);
+    assert_int_equal(c.result.n_resumed, TINY_LAYERS);
+    assert_true(c.result.bytes > 0);
+}
+
+/* ---- refusing ----------------------------------------------------------------------------- */
+
+static void test_nan(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    begin_command(&c, "nan");
+    snprintf(c.model, sizeof c.model, "%s", in_root("bad"));
+    assert_true(tiny_model_write(c.model, 1, "model.layers.1.mlp.up_proj.weight"));
+    must_fail(&c, NB_ENUMERIC, "block 1", "model.layers.1.mlp.up_proj");
+    assert_non_null(strstr(c.err.message, "[36, 0]"));
+    c.opt.resume = true; /* and again: the same, not worse */
+    must_fail(&c, NB_ENUMERIC, "block 1", "model.layers.1.mlp.up_proj");
+}
+
+static void test_in_the_way(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    begin_command(&c, "way");
+    c.stop_at = 12;
+    assert_int_equal(run_command(&c), NB_EINTERRUPTED);
+    c.stop_at = 0;
+    must_fail(&c, NB_EUSAGE, "way.partial", "--resume");
+    c.opt.force = true;
+    must_run(&c);
+    assert_int_equal(c.result.n_resumed, 0);
+    c.opt.force = false;
+    must_fail(&c, NB_EUSAGE, "exists", "--force");
+    c.opt.force = true;
+    c.opt.weights = "int4:g64";
+    must_run(&c);
+    assert_false(nb_path_exists(in_root("way.replaced")));
+    /* A directory that is none of ours is never replaced. */
+    snprintf(c.out, sizeof c.out, "%s", in_root("other"));
+    must_fail(&c, NB_EUSAGE, "no quantized model", "other");
+    assert_true(nb_path_exists(in_root("other/model.safetensors")));
+}
+
+static void interrupted(command *c, const char *out)
+{
+    begin_command(c, out);
+    with_text(c);
+    c->stop_at = 30;
+    assert_int_equal(run_command(c), NB_EINTERRUPTED);
+    c->stop_at = 0;
+    c->opt.resume = true;
+}
+
+static void test_other_run(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    interrupted(&c, "run");
+    c.opt.weights = "int4:g32";
+    must_fail(&c, NB_EUSAGE, "another recipe", "--force");
+    c.opt.weights = "int3:g32";
+    c.opt.seed = 3;
+    must_fail(&c, NB_EUSAGE, "another recipe", "--force");
+    c.opt.seed = -1;
+    c.texts[1] = in_root("more.txt");
+    c.opt.n_calib = 2;
+    must_fail(&c, NB_EUSAGE, "another calibration", "--force");
+    c.opt.n_calib = 1;
+    snprintf(c.model, sizeof c.model, "%s", in_root("other"));
+    must_fail(&c, NB_EUSAGE, "another source", "--force");
+    snprintf(c.model, sizeof c.model, "%s", in_root("model"));
+    must_run(&c);
+}
+
+static void test_damage(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    begin_command(&c, "damage");
+    c.stop_at = 1 + 2 + 8 + 4;
+    assert_int_equal(run_command(&c), NB_EINTERRUPTED);
+    c.stop_at = 0;
+    c.opt.resume = true;
+    const char *shard = in_root("damage.partial/model-00002-of-00004.safetensors");
+    assert_int_equal(truncate(shard, nb_file_bytes(shard) - 1), 0);
+    must_fail(&c, NB_EVERIFY, "model-00002-of-00004.safetensors", "--force");
+    assert_int_equal(unlink(shard), 0);
+    must_fail(&c, NB_EVERIFY, "model-00002-of-00004.safetensors", "--force");
+    assert_true(tiny_write(in_root("damage.partial"), "journal.jsonl", "{\"a\":1}\n{\"b"));
+    must_fail(&c, NB_EUSAGE, "journal.jsonl", "--force");
+    assert_int_equal(unlink(in_root("damage.partial/journal.jsonl")), 0);
+    must_run(&c); /* without a journal nothing counts as finished */
+    assert_int_equal(c.result.n_resumed, 0);
+}
+
+static void test_limits(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    begin_command(&c, "limits");
+    with_text(&c);
+    c.opt.memory = 1 << 20;
+    must_fail(&c, NB_ERESOURCE, "memory", "MiB");
+    c.opt.memory = 0;
+    c.opt.seqlen = TINY_CTX + 1;
+    must_fail(&c, NB_EUSAGE, "seqlen", "64");
+    c.opt.seqlen = 32;
+    c.texts[0] = in_root("more.txt");
+    must_fail(&c, NB_EUSAGE, "calibration text", "13 tokens");
+    c.texts[0] = in_root("missing.txt");
+    must_fail(&c, NB_EINPUT, "missing.txt", "");
+    assert_false(nb_path_exists(in_root("limits.partial")));
+    c.opt.dry_run = true;
+    c.texts[0] = in_root("text.txt");
+    must_run(&c);
+    assert_false(nb_path_exists(in_root("limits.partial")));
+    assert_true(c.result.bits_per_weight > 3 && c.result.estimated_memory > 0);
+}
+
+static void test_quantized_source(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    begin_command(&c, "twice");
+    must_run(&c);
+    snprintf(c.model, sizeof c.model, "%s", in_root("twice"));
+    snprintf(c.out, sizeof c.out, "%s", in_root("thrice"));
+    must_fail(&c, NB_EUSAGE, "already", "twice");
+}
+
+/* ---- matrices that are left alone ---------------------------------------------------------- */
+
+static void fill_q8_0(uint8_t *block, uint16_t d, int lowest, nb_rng *rng)
+{
+    memcpy(block, &d, 2);
+    for (int i = 0; i < 32; i++) {
+        int q = (int)(nb_rng_next(rng) % (uint64_t)(128 - lowest)) + lowest;
+        block[2 + i] = (uint8_t)(int8_t)q;
+    }
+}
+
+/* Any bytes that Q8_0 can hold give the same numbers in int8:g32:sym, -128 included. */
+static void test_q8_0(void **state)
+{
+    NB_UNUSED(state);
+    enum { ROWS = 5, BLOCKS = 40 };
+    static uint8_t bytes[ROWS * BLOCKS * 34];
+    static float before[BLOCKS * 32], after[BLOCKS * 32];
+    nb_rng rng = {17};
+    for (int i = 0; i < ROWS * BLOCKS; i++) {
+        uint16_t d = (uint16_t)(nb_rng_next(&rng) % 0x7c00 | (nb_rng_next(&rng) & 0x8000));
+        fill_q8_0(bytes + 34 * i, d, i % 3 == 0 ? -128 : i % 3 == 1 ? -127 : 0, &rng);
+    }
+    nb_convert how = {.threads = 2};
+    assert_int_equal(nb_arena_create(&how.arena, NULL), NB_OK);
+    assert_int_equal(nb_arena_create(&how.scratch, NULL), NB_OK);
+    nb_matrix in = {.format = nb_format_plain(NB_Q8_0), .n_out = ROWS, .n_in = BLOCKS * 32}, out;
+    in.plane[0] = bytes;
+    nb_format f = nb_convert_default(&in);
+    double error;
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &error, NULL), NB_OK);
+    assert_string_equal(out.format.word, "int8:g32:sym");
+    for (int r = 0; r < ROWS; r++) {
+        nb_matrix_dequant(&in, r, 1, before);
+        nb_matrix_dequant(&out, r, 1, after);
+        for (int i = 0; i < BLOCKS * 32; i++) assert_true(before[i] == after[i]);
+    }
+    bytes[34 * (BLOCKS * 3 + 1) + 1] |= 0x7c; /* an Inf or NaN as scale */
+    nb_error err = {0};
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &error, &err), NB_ENUMERIC);
+    assert_non_null(strstr(err.message, "row 3"));
+    nb_arena_free(how.arena);
+    nb_arena_free(how.scratch);
+}
+
+/* In pieces of rows or whole: the same. */
+static void test_by_rows(void **state)
+{
+    NB_UNUSED(state);
+    enum { COLS = 1024 };
+    int64_t rows = NB_CHUNK_ELEMS / COLS + 3; /* a second, short piece */
+    float *w = malloc((size_t)rows * COLS * sizeof *w);
+    assert_non_null(w);
+    nb_rng rng = {4};
+    for (int64_t i = 0; i < rows * COLS; i++) w[i] = (float)nb_rng_uniform(&rng) - 0.5f;
+    nb_recipe recipe;
+    nb_recipe_default(&recipe);
+    nb_convert how = {.recipe = &recipe, .threads = 2};
+    assert_int_equal(nb_arena_create(&how.arena, NULL), NB_OK);
+    assert_int_equal(nb_arena_create(&how.scratch, NULL), NB_OK);
+    nb_matrix in = {.format = nb_format_plain(NB_F32), .n_out = rows, .n_in = COLS}, a, b;
+    in.plane[0] = (const uint8_t *)w;
+    nb_format f;
+    assert_int_equal(nb_format_parse(&f, "int4:g128", NULL), NB_OK);
+    double error_a, error_b;
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &error_a, NULL), NB_OK);
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, false, &b, &error_b, NULL), NB_OK);
+    assert_memory_equal(a.plane[0], b.plane[0], (size_t)rows * COLS / 2);
+    assert_memory_equal(a.plane[1], b.plane[1], (size_t)rows * COLS / 128 * 2);
+    assert_true(error_a == error_b);
+    w[(rows - 1) * COLS + 5] = INFINITY;
+    nb_error err = {0};
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &error_a, &err), NB_ENUMERIC);
+    char where[40];
+    snprintf(where, sizeof where, "[%lld, 5]", (long long)rows - 1);
+    assert_non_null(strstr(err.message, where));
+    nb_arena_free(how.arena);
+    nb_arena_free(how.scratch);
+    free(w);
+}
+
+/* ---- values for a second reader -------------------------------------------------------------- */
+
+static bool dump_matrix(const char *dir, const char *module, const nb_matrix *w)
+{
+    size_t n = (size_t)w->n_out * (size_t)w->n_in;
+    float *v = malloc(n * sizeof *v);
+    char name[200];
+    snprintf(name, sizeof name, "%s.weight.f32", module);
+    char *path = nb_path_join(dir, name);
+    if (v) nb_matrix_dequant(w, 0, w->n_out, v);
+    bool ok = v && path && nb_write_file(path, v, n * sizeof *v, NULL) == NB_OK;
+    free(path);
+    free(v);
+    return ok;
+}
+
+/* test_calib MODEL DIR: every matrix of MODEL as raw fp32 in DIR (tests/e2e/format.sh). */
+static int dump_model(const char *model, const char *dir)
+{
+    nb_source *s;
+    nb_arena *arena;
+    nb_host_ends e;
+    nb_error err = {0};
+    if (nb_arena_create(&arena, &err) != NB_OK || nb_source_open(&s, model, &err) != NB_OK ||
+        nb_source_ends(s, arena, &e, &err) != NB_OK) {
+        fprintf(stderr, "%s\n", err.message);
+        return 1;
+    }
+    bool ok = dump_matrix(dir, e.embed.name, &e.embed.w);
+    if (e.head.name) ok = ok && dump_matrix(dir, e.head.name, &e.head.w);
+    for (int i = 0; ok && i < nb_source_config(s)->n_layers; i++) {
+        nb_host_block b;
+        ok = nb_source_block(s, i, arena, &b, &err) == NB_OK;
+        for (int r = 0; ok && r < NB_N_ROLES; r++) {
+            const nb_host_linear *l = &b.linear[r];
+            if (l->name) ok = dump_matrix(dir, l->name, &l->w);
+        }
+    }
+    nb_source_close(s);
+    nb_arena_free(arena);
+    return ok ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3) return dump_model(argv[1], argv[2]);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_output),           cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_interrupt),        cmocka_unit_test(test_interrupt_calibrated),
+        cmocka_unit_test(test_resume_count),     cmocka_unit_test(test_nan),
+        cmocka_unit_test(test_in_the_way),       cmocka_unit_test(test_other_run),
+        cmocka_unit_test(test_damage),           cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_quantized_source), cmocka_unit_test(test_q8_0),
+        cmocka_unit_test(test_by_rows),
+    };
+    return cmocka_run_group_tests(tests, make_root, remove_root);
+}
