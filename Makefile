@@ -27,7 +27,7 @@ TESTS   := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test
 BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard fuzz/fuzz_*.c))
 
-.PHONY: all check test demo deps fuzz bench lint clean install
+.PHONY: all check test unit demo deps fuzz bench lint clean install
 all: $(BUILD)/nibble $(BUILD)/libnibble.a
 
 # Foreign sizes are computed in these layers: no silent conversions there.
@@ -72,6 +72,8 @@ deps:
 # Unit and end-to-end tests; nothing is installed.
 test: all $(TESTS)
 	scripts/test.sh $(BUILD)
+unit: $(TESTS)
+	scripts/test.sh $(BUILD) unit
 lint:
 	scripts/check_layers.sh
 	scripts/check_size.sh

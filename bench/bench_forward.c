@@ -8,11 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/clock.h"
+#include "base/cpu.h"
 #include "base/rng.h"
 #include "eval/eval.h"
+#include "floor.h"
 #include "model/family.h"
-#include "op/cpu/gemm.h"
 
 static void die(const nb_error *err)
 {
@@ -69,7 +69,7 @@ int main(int argc, char **argv)
     int ctx = argc > 2 ? atoi(argv[2]) : 2048, windows = argc > 3 ? atoi(argv[3]) : 3;
     printf("%-6s %14s %14s %8s\n", "type", "GEMM GFLOP/s", "model GFLOP/s", "share");
     for (int c = NB_COMPUTE_F32; c <= NB_COMPUTE_BF16; c++) {
-        double peak = nb_gemm_peak(c == NB_COMPUTE_BF16);
+        double peak = nb_gemm_floor(nb_cpu_count(), c == NB_COMPUTE_BF16);
         double got = rate(argv[1], (nb_compute)c, ctx, windows);
         printf("%-6s %14.1f %14.1f %7.1f%%\n", c == NB_COMPUTE_BF16 ? "bf16" : "f32", peak, got,
                100 * got / peak);

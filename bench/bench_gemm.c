@@ -8,12 +8,13 @@
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/cpu.h"
 #include "base/rng.h"
+#include "floor.h"
 #include "format/half.h"
-#include "op/cpu/gemm.h"
 #include "op/op.h"
 
 enum { C = 576, F = 1536, H = 9, K = 3, D = 64, V = 49152, LAYERS = 30 };
@@ -26,39 +27,6 @@ static void die(const char *what)
     exit(1);
 }
 
-/* ---- the floor ------------------------------------------------------------------------- */
-
-/* GFLOP/s of all threads together, each with its own product of 1024 x 1024 x 1024. */
-static double measure_floor(int threads, bool bf16)
-{
-    enum { N = 1024 };
-    nb_gemm *g;
-    const nb_gemm_op *op;
-    nb_gemm_desc d = {.m = N, .n = N, .k = N, .lda = N, .ldb = N, .ldc = N, .bf16 = bf16};
-    if (nb_gemm_create(&g, NULL) != NB_OK || nb_gemm_get(g, &d, &op, NULL) != NB_OK) return 0;
-    double best = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        omp_set_num_threads(1);
-        float *x = calloc((size_t)3 * N * N, sizeof *x);
-        void *scratch = aligned_alloc(64, nb_gemm_scratch(op) / 64 * 64 + 64);
-        if (!x || !scratch) die("out of memory");
-        for (int i = 0; i < 8; i++) {
-#pragma omp barrier
-            double t0 = nb_now();
-            for (int j = 0; j < 4; j++) nb_gemm_run(op, x, x + N * N, x + 2 * N * N, scratch);
-#pragma omp barrier
-            double rate = 4 * 2.0 * N * N * N * threads / (nb_now() - t0) * 1e-9;
-#pragma omp critical
-            best = rate > best ? rate : best;
-        }
-        free(x);
-        free(scratch);
-    }
-    nb_gemm_free(g);
-    return best;
-}
-
 /* ---- a synthetic model ----------------------------------------------------------------- */
 
 typedef struct bench {
@@ -67,7 +35,8 @@ typedef struct bench {
     uint16_t *weights; /* F * C * 2 random bf16 values; every linear begins at the first */
     uint16_t *table;   /* [V, C] */
     nb_matrix m[8];
-    nb_linear *qo, *kv, *up, *down, *head;
+    uint8_t *packed; /* [F, C] int4:g64, all planes */
+    nb_linear *qo, *kv, *up, *up4, *down, *head;
     nb_view x, y, q, k, v, gate, upv, logits, rope;
     nb_norm norm;
     double *nll;
@@ -110,6 +79,27 @@ static nb_linear *make_linear(bench *b, nb_matrix *m, const uint16_t *w, int64_t
     return l;
 }
 
+/* Any bytes will do: 0x3a3a is a harmless fp16 scale. */
+static nb_linear *make_packed(bench *b, nb_matrix *m, int64_t n_out, int64_t n_in)
+{
+    *m = (nb_matrix){.n_out = n_out, .n_in = n_in};
+    nb_plane_spec spec[NB_MAX_PLANES];
+    if (nb_format_parse(&m->format, "int4:g64", NULL) != NB_OK) die("no int4:g64");
+    int n = m->format.family->planes(&m->format, n_in, spec);
+    b->packed = malloc((size_t)nb_matrix_bytes(m));
+    if (!b->packed) die("out of memory");
+    memset(b->packed, 0x3a, (size_t)nb_matrix_bytes(m));
+    const uint8_t *p = b->packed;
+    for (int i = 0; i < n; i++) {
+        m->plane[i] = p;
+        p += n_out * spec[i].row_bytes;
+    }
+    nb_linear *l;
+    nb_linear_desc d = {.w = m};
+    if (b->be->ops->linear_create(b->be, &d, &l, NULL) != NB_OK) die("out of memory");
+    return l;
+}
+
 static void setup(bench *b)
 {
     int64_t T = b->T;
@@ -119,6 +109,7 @@ static void setup(bench *b)
     b->kv = make_linear(b, &b->m[1], b->weights, K * D, C);
     b->up = make_linear(b, &b->m[2], b->weights, F, C);
     b->down = make_linear(b, &b->m[3], b->weights, C, F);
+    b->up4 = make_packed(b, &b->m[5], F, C);
     b->head = make_linear(b, &b->m[4], b->table, V, C);
     b->x = make_view(b, T, C), b->y = make_view(b, T, C), b->q = make_view(b, T, C);
     b->k = make_view(b, T, K * D), b->v = make_view(b, T, K * D), b->rope = make_view(b, T, D);
@@ -133,10 +124,10 @@ static void setup(bench *b)
 static void teardown(bench *b)
 {
     const nb_view views[] = {b->x, b->y, b->q, b->k, b->v, b->gate, b->upv, b->logits, b->rope};
-    nb_linear *linears[] = {b->qo, b->kv, b->up, b->down, b->head};
+    nb_linear *linears[] = {b->qo, b->kv, b->up, b->up4, b->down, b->head};
     for (size_t i = 0; i < NB_COUNT(views); i++) b->be->ops->buffer_free(b->be, views[i].buf);
     for (size_t i = 0; i < NB_COUNT(linears); i++) b->be->ops->linear_free(b->be, linears[i]);
-    free(b->weights), free(b->table), free(b->nll), free(b->ids);
+    free(b->weights), free(b->packed), free(b->table), free(b->nll), free(b->ids);
     nb_backend_free(b->be);
 }
 
@@ -147,6 +138,7 @@ static void op_norm(bench *b) { b->be->ops->norm_forward(b->be, b->y, b->x, &b->
 static void op_qo(bench *b) { b->be->ops->linear_forward(b->be, b->q, b->y, b->qo, false); }
 static void op_k(bench *b) { b->be->ops->linear_forward(b->be, b->k, b->y, b->kv, false); }
 static void op_up(bench *b) { b->be->ops->linear_forward(b->be, b->gate, b->y, b->up, false); }
+static void op_up4(bench *b) { b->be->ops->linear_forward(b->be, b->gate, b->y, b->up4, false); }
 static void op_down(bench *b) { b->be->ops->linear_forward(b->be, b->y, b->gate, b->down, true); }
 static void op_glu(bench *b)
 {
@@ -237,7 +229,7 @@ static void print_op(bench *b, const char *name, void (*run)(bench *), double fl
 
 static void bench_compute(int64_t T, int threads, nb_compute compute)
 {
-    double floor = measure_floor(threads, compute == NB_COMPUTE_BF16);
+    double floor = nb_gemm_floor(threads, compute == NB_COMPUTE_BF16);
     printf("\n%s, %d threads, %lld tokens: oneDNN %.1f GFLOP/s\n",
            compute == NB_COMPUTE_BF16 ? "bf16" : "fp32", threads, (long long)T, floor);
     nb_options opt = {.threads = threads, .compute = compute, .cpumask = ~0u};
@@ -255,6 +247,7 @@ static void bench_compute(int64_t T, int threads, nb_compute compute)
     print_op(&b, "q, o", op_qo, 2 * t * C * C, C * C * 2, floor, 9);
     print_op(&b, "k, v", op_k, 2 * t * C * K * D, C * K * D * 2, floor, 9);
     print_op(&b, "gate, up", op_up, 2 * t * C * F, C * F * 2, floor, 9);
+    print_op(&b, "up int4:g64", op_up4, 2 * t * C * F, (double)nb_matrix_bytes(&b.m[5]), floor, 9);
     print_op(&b, "down", op_down, 2 * t * C * F, C * F * 2, floor, 9);
     print_op(&b, "head", op_head, head, (double)C * V * 2, floor, 3);
     print_op(&b, "attention", op_attention, attention, t * K * D * 8, floor, 9);

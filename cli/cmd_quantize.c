@@ -85,8 +85,9 @@ const cli_command cmd_quantize = {
     .name = "quantize",
     .usage = "MODEL -o DIR (--recipe NAME|FILE.yaml | --weights FORMAT) [options]",
     .summary = "make a smaller model",
-    .details = "Options override the recipe. Groups run along the input dimension; formats are\n"
-               "written int4:g128 (groups of 128), int4:row (one scale a row), int4:g128:sym.",
+    .details = "Options override the recipe. Groups run along the input dimension. Formats are\n"
+               "int4:g128 (groups of 128), int4:row (one scale a row), mxfp4, dialect:b32, ...;\n"
+               "an unknown word is answered with the list of all.",
     .groups = {options, work_options, cli_run_options, cli_output_options},
     .run = run,
 };

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 #if defined(__GNUC__)
-#define NB_API __attribute__((visibility("default")))
+#define NB_API               __attribute__((visibility("default")))
 #define NB_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
 #else
 #define NB_API

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Seeds for the fuzzers: BUILD/fuzz/corpus/NAME/ for each fuzz/fuzz_NAME.c, made of the good and
-# bad files of the container tests and of what lies in fuzz/seeds/NAME/. What fuzzing has found
-# there before stays.
+# bad files of the container tests, the tokenizers of tests/golden and of what lies in
+# fuzz/seeds/NAME/. What fuzzing has found there before stays.
 #
 #   scripts/make_corpus.sh BUILD
 set -euo pipefail
@@ -14,6 +14,14 @@ for source in fuzz/fuzz_*.c; do
     name=${name#fuzz_}
     mkdir -p "$corpus/$name"
     [[ ! -d fuzz/seeds/$name ]] || cp fuzz/seeds/"$name"/* "$corpus/$name/"
+done
+
+for file in tests/golden/tokenizer_files/*; do
+    case $file in
+    */cases.json) ;;
+    *.json) cp "$file" "$corpus/tokenizer_json/" ;;
+    *.model) cp "$file" "$corpus/spm/" ;;
+    esac
 done
 
 for name in safetensors gguf; do

@@ -28,7 +28,8 @@ typedef struct run {
 static nb_status check(const nb_model *m, const nb_generate_options *o, nb_error *err)
 {
     if (!m->tokenizer) return nb_fail(err, NB_EUSAGE, "generate: the model has no tokenizer");
-    if (o->n_predict < 0) return nb_fail(err, NB_EUSAGE, "n_predict %d: expected >= 0", o->n_predict);
+    if (o->n_predict < 0)
+        return nb_fail(err, NB_EUSAGE, "n_predict %d: expected >= 0", o->n_predict);
     if (!(o->temperature >= 0)) return nb_fail(err, NB_EUSAGE, "temperature: expected >= 0");
     if (!(o->top_p > 0 && o->top_p <= 1)) return nb_fail(err, NB_EUSAGE, "top_p: expected (0, 1]");
     if (!(o->min_p >= 0 && o->min_p < 1)) return nb_fail(err, NB_EUSAGE, "min_p: expected [0, 1)");
@@ -98,8 +99,10 @@ static nb_status prompt_and_decode(run *r, const int32_t *ids, size_t n)
     int64_t need = (int64_t)n + r->opt->n_predict;
     if (n == 0) return nb_fail(r->err, NB_EUSAGE, "the prompt has no tokens");
     if (r->opt->n_ctx > 0 && need > r->opt->n_ctx) {
-        return nb_fail(r->err, NB_EUSAGE, "%zu prompt tokens and %d to generate: more than the "
-                       "context of %d", n, r->opt->n_predict, r->opt->n_ctx);
+        return nb_fail(r->err, NB_EUSAGE,
+                       "%zu prompt tokens and %d to generate: more than the "
+                       "context of %d",
+                       n, r->opt->n_predict, r->opt->n_ctx);
     }
     NB_TRY(nb_session_create(&r->session, r->m->net, r->opt->n_ctx > 0 ? r->opt->n_ctx : need,
                              r->err));

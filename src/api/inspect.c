@@ -35,8 +35,7 @@ static void describe(nb_tensor_desc *d, const nb_weight *w)
         .name = w->name,
         .format = w->packed ? w->m.format.word : t->name,
         .n_dims = w->n_dims,
-        .bytes = w->m.format.family ? nb_matrix_bytes(&w->m)
-                                    : n / t->block_elems * t->block_bytes,
+        .bytes = w->m.format.family ? nb_matrix_bytes(&w->m) : n / t->block_elems * t->block_bytes,
         .quantized = w->packed && w->in_block,
     };
     memcpy(d->dims, w->dims, sizeof d->dims);
@@ -72,9 +71,9 @@ static nb_status fill(inspection *in, const char *path, nb_error *err)
     NB_TRY(list(in, err));
     const nb_checkpoint *c = nb_source_checkpoint(in->source);
     nb_inspection *p = &in->pub;
-    p->container = nb_source_is_quantized(in->source)               ? "nibble"
+    p->container = nb_source_is_quantized(in->source)      ? "nibble"
                    : nb_checkpoint_container(c) == NB_GGUF ? "gguf"
-                                                                    : "safetensors";
+                                                           : "safetensors";
     nb_describe_source(in->source, &p->info);
     nb_tokenizer *t = NULL;
     NB_TRY(nb_source_tokenizer(in->source, &t, err));

@@ -4,12 +4,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/size.h"
 
 /* Pieces above this get a chunk of their own, so that freeing the arena returns them at once. */
 #define CHUNK_BYTES ((size_t)1 << 18)
-#define ALIGN ((size_t)64)
+/* Chunks from here on are mapped: malloc keeps freed ones of some megabytes for itself, and a loop
+ * that makes and frees such pieces, with small lasting ones between, would grow without end. */
+#define MAP_BYTES ((size_t)1 << 20)
+#define ALIGN     ((size_t)64)
 
 typedef struct chunk {
     struct chunk *next;
@@ -23,6 +27,27 @@ struct nb_arena {
 
 static char *chunk_data(chunk *c) { return (char *)c + nb_align_up(sizeof(chunk), ALIGN); }
 
+static void *map_create(size_t n_bytes)
+{
+    void *p = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static size_t chunk_bytes(size_t size)
+{
+    return nb_align_up(size + nb_align_up(sizeof(chunk), ALIGN), ALIGN);
+}
+
+static void chunk_free(chunk *c)
+{
+    size_t total = chunk_bytes(c->size);
+    if (total >= MAP_BYTES) {
+        munmap(c, total);
+    } else {
+        free(c);
+    }
+}
+
 nb_status nb_arena_create(nb_arena **out, nb_error *err)
 {
     *out = calloc(1, sizeof **out);
@@ -33,7 +58,7 @@ void nb_arena_reset(nb_arena *a)
 {
     for (chunk *c = a->head; c;) {
         chunk *next = c->next;
-        free(c);
+        chunk_free(c);
         c = next;
     }
     a->head = NULL;
@@ -49,10 +74,9 @@ void nb_arena_free(nb_arena *a)
 
 static chunk *chunk_create(size_t size)
 {
-    size_t total;
-    if (!nb_add_size(size, nb_align_up(sizeof(chunk), ALIGN), &total)) return NULL;
-    if (total > SIZE_MAX - ALIGN) return NULL;
-    chunk *c = aligned_alloc(ALIGN, nb_align_up(total, ALIGN));
+    if (size > SIZE_MAX - 3 * ALIGN) return NULL;
+    size_t total = chunk_bytes(size);
+    chunk *c = total >= MAP_BYTES ? map_create(total) : aligned_alloc(ALIGN, total);
     if (c) *c = (chunk){.size = size};
     return c;
 }

@@ -7,7 +7,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 
-/* gcc 12 and clang 14 know no "amx-tile" in __builtin_cpu_supports: CPUID leaf 7, EDX 22, 24, 25. */
+/* gcc 12 and clang 14 know no "amx-tile" in __builtin_cpu_supports: CPUID leaf 7, EDX 22, 24, 25.
+ */
 static unsigned amx(void)
 {
     unsigned a, b, c, d;

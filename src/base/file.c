@@ -140,7 +140,9 @@ nb_status nb_outfile_write(nb_outfile *f, const void *data, size_t n_bytes, nb_e
 static nb_status sync_parent(const char *path, nb_error *err)
 {
     const char *slash = strrchr(path, '/');
-    char *dir = slash == path ? strdup("/") : slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
+    char *dir = slash == path ? strdup("/")
+                : slash       ? strndup(path, (size_t)(slash - path))
+                              : strdup(".");
     if (!dir) return nb_fail_memory(err, path, strlen(path));
     nb_status st = NB_OK;
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -27,6 +27,6 @@ nb_status nb_wrap(nb_error *err, nb_status status, const char *fmt, ...) NB_PRIN
     } while (0)
 
 #define NB_COUNT(array) (sizeof(array) / sizeof((array)[0]))
-#define NB_UNUSED(x) ((void)(x))
+#define NB_UNUSED(x)    ((void)(x))
 
 #endif

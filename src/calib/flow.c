@@ -42,16 +42,16 @@ static nb_status create_buffers(nb_flow *f, nb_error *err)
     return NB_OK;
 }
 
-nb_status nb_flow_create(nb_flow **out, const nb_config *cfg, const nb_options *opt,
+nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
                          const nb_samples *samples, nb_error *err)
 {
     *out = NULL;
     nb_flow *f = calloc(1, sizeof *f);
     if (!f) return nb_fail_memory(err, "calibration", sizeof *f);
+    f->be = be;
     f->cfg = *cfg;
     f->samples = samples;
-    nb_status st = nb_backend_create(&f->be, opt, err);
-    if (st == NB_OK) st = create_buffers(f, err);
+    nb_status st = create_buffers(f, err);
     if (st != NB_OK) {
         nb_flow_free(f);
         return st;
@@ -63,13 +63,9 @@ nb_status nb_flow_create(nb_flow **out, const nb_config *cfg, const nb_options *
 void nb_flow_free(nb_flow *f)
 {
     if (!f) return;
-    if (f->be) {
-        const nb_ops *op = f->be->ops;
-        nb_buffer *const all[] = {f->keys, f->values, f->rope.buf, f->x[SOURCE], f->x[STORED]};
-        for (size_t i = 0; i < NB_COUNT(all); i++) op->buffer_free(f->be, all[i]);
-        nb_workspace_free(f->ws);
-        nb_backend_free(f->be);
-    }
+    nb_buffer *const all[] = {f->keys, f->values, f->rope.buf, f->x[SOURCE], f->x[STORED]};
+    for (size_t i = 0; i < NB_COUNT(all); i++) f->be->ops->buffer_free(f->be, all[i]);
+    nb_workspace_free(f->ws);
     free(f->host[SOURCE]);
     free(f->host[STORED]);
     free(f);

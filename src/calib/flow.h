@@ -10,7 +10,8 @@ typedef struct nb_flow nb_flow;
 /* Asked between windows; anything but NB_OK ends the work. */
 typedef nb_status (*nb_flow_tick)(void *user);
 
-nb_status nb_flow_create(nb_flow **out, const nb_config *cfg, const nb_options *opt,
+/* Backend and samples are borrowed. */
+nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
                          const nb_samples *samples, nb_error *err);
 void nb_flow_free(nb_flow *f);
 

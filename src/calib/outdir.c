@@ -77,7 +77,12 @@ static nb_status look_at_out(nb_outdir *d, const nb_quantize_options *opt, json_
         d->complete = true;
         return NB_OK;
     }
-    if (!opt->force) return nb_fail(err, NB_EUSAGE, "%s: exists; replace it with --force", d->out);
+    if (!opt->force) {
+        return nb_fail(err, NB_EUSAGE,
+                       "%s: exists and is not what this command makes; replace it "
+                       "with --force",
+                       d->out);
+    }
     if (ours) return NB_OK;
     return nb_fail(err, NB_EUSAGE, "%s: is no quantized model, so --force does not replace it",
                    d->out);
@@ -124,20 +129,29 @@ static nb_status go_on(nb_outdir *d, json_t *fingerprint, nb_error *err)
     return st == NB_OK ? verify_shards(d, err) : st;
 }
 
-nb_status nb_outdir_begin(nb_outdir *d, const nb_quantize_options *opt, json_t *fingerprint,
-                          nb_error *err)
+nb_status nb_outdir_check(nb_outdir *d, const nb_quantize_options *opt, nb_error *err)
 {
     *d = (nb_outdir){0};
     NB_TRY(set_paths(d, opt->out, err));
-    if (nb_path_exists(d->out)) NB_TRY(look_at_out(d, opt, fingerprint, err));
-    if (d->complete) return NB_OK;
-    if (!nb_path_exists(d->partial)) return start_over(d, fingerprint, err);
-    if (opt->resume) return go_on(d, fingerprint, err);
-    if (!opt->force) {
+    if (opt->resume || opt->force) return NB_OK;
+    if (nb_path_exists(d->out)) {
+        return nb_fail(err, NB_EUSAGE, "%s: exists; replace it with --force", d->out);
+    }
+    if (nb_path_exists(d->partial)) {
         return nb_fail(err, NB_EUSAGE,
                        "%s: left by an earlier run; go on with --resume or start over with --force",
                        d->partial);
     }
+    return NB_OK;
+}
+
+nb_status nb_outdir_begin(nb_outdir *d, const nb_quantize_options *opt, json_t *fingerprint,
+                          nb_error *err)
+{
+    if (nb_path_exists(d->out)) NB_TRY(look_at_out(d, opt, fingerprint, err));
+    if (d->complete) return NB_OK;
+    if (!nb_path_exists(d->partial)) return start_over(d, fingerprint, err);
+    if (opt->resume) return go_on(d, fingerprint, err);
     NB_TRY(nb_remove_tree(d->partial, err));
     return start_over(d, fingerprint, err);
 }

@@ -17,8 +17,11 @@ typedef struct nb_outdir {
     bool complete; /* OUT is there, made by the same command: nothing to do */
 } nb_outdir;
 
-/* Looks at what is there, checks it against the fingerprint and begins or continues.
- * NB_EUSAGE: something is in the way; NB_EVERIFY: a finished shard is not what was written. */
+/* Fills the paths; NB_EUSAGE if something is in the way that neither resume nor force allows for.
+ */
+nb_status nb_outdir_check(nb_outdir *d, const nb_quantize_options *opt, nb_error *err);
+/* Then: checks what is there against the fingerprint and begins or continues. NB_EUSAGE: it was
+ * made another way; NB_EVERIFY: a finished shard is not what was written. */
 nb_status nb_outdir_begin(nb_outdir *d, const nb_quantize_options *opt, json_t *fingerprint,
                           nb_error *err);
 /* malloc'ed path of a file in OUT.partial; NULL when memory is out. */

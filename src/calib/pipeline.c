@@ -12,7 +12,6 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/cpu.h"
 #include "base/file.h"
 #include "calib/convert.h"
 #include "calib/pipeline.h"
@@ -75,7 +74,7 @@ static nb_status add_linear(builder *b, const nb_host_linear *l, const nb_format
     if (!l->name) return NB_OK;
     nb_calib *c = b->c;
     nb_convert how = {
-        .recipe = &c->recipe, .arena = c->arena, .scratch = c->scratch, .threads = c->threads};
+        .recipe = &c->recipe, .arena = c->arena, .scratch = c->scratch, .threads = c->be->threads};
     nb_matrix stored;
     double error;
     NB_TRY(nb_convert_matrix(&how, l->name, &l->w, format, by_rows, &stored, &error, b->err));
@@ -274,8 +273,8 @@ static nb_status run_loop(nb_calib *c, nb_error *err)
 {
     c->n_resumed = (int)json_array_size(c->dir.journal.shards);
     if (c->samples.n > 0) {
-        NB_TRY(
-            nb_flow_create(&c->flow, nb_source_config(c->source), &c->opt->run, &c->samples, err));
+        const nb_config *cfg = nb_source_config(c->source);
+        NB_TRY(nb_flow_create(&c->flow, c->be, cfg, &c->samples, err));
     }
     NB_TRY(tell(c, c->flow ? 0 : c->n_resumed, NULL, err));
     for (int i = c->flow ? 0 : c->n_resumed; i < c->plan.n_shards; i++) {
@@ -347,6 +346,8 @@ static nb_status begin(nb_calib *c, nb_error *err)
 {
     size_t n;
     json_t *fingerprint;
+    NB_TRY(nb_outdir_check(&c->dir, c->opt, err));
+    NB_TRY(tell(c, 0, "checksum of the source", err));
     NB_TRY(nb_recipe_write(&c->recipe, &c->recipe_text, &n, err));
     NB_TRY(nb_samples_load(&c->samples, c->source, &c->recipe, c->opt, err));
     NB_TRY(make_fingerprint(c, &fingerprint, err));
@@ -388,6 +389,7 @@ static void describe(const nb_calib *c, nb_quantize_result *out)
 static nb_status run_all(nb_calib *c, nb_error *err)
 {
     NB_TRY(load_recipe(c, err));
+    NB_TRY(nb_backend_create(&c->be, &c->opt->run, err));
     NB_TRY(nb_arena_create(&c->arena, err));
     NB_TRY(nb_arena_create(&c->scratch, err));
     NB_TRY(open_source(c, err));
@@ -400,7 +402,7 @@ static nb_status run_all(nb_calib *c, nb_error *err)
 nb_status nb_calib_run(const nb_quantize_options *opt, nb_quantize_result *out, nb_error *err)
 {
     double start = nb_now();
-    nb_calib c = {.opt = opt, .threads = opt->run.threads > 0 ? opt->run.threads : nb_cpu_count()};
+    nb_calib c = {.opt = opt};
     *out = (nb_quantize_result){0};
     nb_status st = run_all(&c, err);
     if (st == NB_OK) {
@@ -409,6 +411,7 @@ nb_status nb_calib_run(const nb_quantize_options *opt, nb_quantize_result *out, 
         out->peak_rss = nb_peak_rss();
     }
     nb_flow_free(c.flow);
+    nb_backend_free(c.be);
     nb_outdir_fini(&c.dir);
     nb_samples_fini(&c.samples);
     nb_source_close(c.source);

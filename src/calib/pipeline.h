@@ -14,12 +14,12 @@ typedef struct nb_calib {
     nb_source *source;
     nb_plan plan;
     nb_samples samples;
+    nb_backend *be;
     nb_flow *flow; /* NULL: no calibration text */
     nb_outdir dir;
     nb_arena *arena;   /* what lives as long as a block is at work */
     nb_arena *scratch; /* of one matrix */
-    int threads;
-    int n_resumed; /* shards taken over */
+    int n_resumed;     /* shards taken over */
 } nb_calib;
 
 /* Everything beside the shards, into OUT.partial: index, config, recipe, tokenizer, report. */

@@ -1,4 +1,5 @@
-/* Both models over the same text, window by window; logits never leave the scratch of a few rows. */
+/* Both models over the same text, window by window; logits never leave the scratch of a few rows.
+ */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,9 +13,9 @@ typedef struct run {
     const nb_net *net[2]; /* model, reference */
     nb_window *w[2];
     int64_t ctx, n_windows;
-    double *nll[2]; /* [ctx] scratch */
-    uint8_t *same;  /* [ctx] scratch */
-    double *kl;     /* [windows * (ctx - 1)] */
+    double *nll[2];                            /* [ctx] scratch */
+    uint8_t *same;                             /* [ctx] scratch */
+    double *kl;                                /* [windows * (ctx - 1)] */
     double *m_kl, *m_same, *m_nll[2], *m_diff; /* [windows] means */
     nb_error *err;
 } run;

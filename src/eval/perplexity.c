@@ -38,7 +38,8 @@ static nb_status all_windows(run *r, const int32_t *tokens, int64_t ctx, int64_t
     for (int64_t i = 0; i < n; i++) {
         NB_TRY(window_nll(r, tokens + i * ctx, ctx, &r->mean[i]));
         if (!isfinite(r->mean[i])) {
-            return nb_fail(r->err, NB_ENUMERIC, "window %lld: the loss is not finite", (long long)i);
+            return nb_fail(r->err, NB_ENUMERIC, "window %lld: the loss is not finite",
+                           (long long)i);
         }
         sum += r->mean[i];
         char note[64];

@@ -1,7 +1,7 @@
 /* DialectFP4, the block codec of BlockDialect: Jang and Tambe, "BlockDialect: Block-wise
  * Fine-grained Mixed Format Quantization for Energy-Efficient LLM Inference", ICML 2025
  * (arXiv 2501.01144v5), section 3. D1 ... D16 are this project's decisions where the paper is
- * silent: spec/blockdialect.md section 3.
+ * silent (spec: BlockDialect section 3).
  *
  * A block of up to 128 values has a shared exponent SE and one of 16 dialects, each a set of eight
  * magnitudes in half units (0.5 * 2^SE); a value is one sign bit and an index into them:

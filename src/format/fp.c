@@ -200,7 +200,8 @@ static int fit_exponent(const group *g, float base, float s, int lo, int hi)
     int e;
     double m = frexp((double)base / (double)s, &e); /* base/s = m 2^e, m in [1/2, 1) */
     int below = clamp(e - 1, lo, hi), above = clamp(m == 0.5 ? e - 1 : e, lo, hi);
-    /* In m1 the rule is about log2 S = log2 base - r, so the ends change places. */
+    /* In m1 the word's rule is about log2 S = log2 base - log2(base / S): the ends change places.
+     */
     pick_rule pick = pick_of(g->f), floor_rule = kind_of(g->f) == SCALE_M1 ? PICK_CEIL : PICK_FLOOR;
     if (pick != PICK_BEST) return pick == floor_rule ? below : above;
     if (below == above) return below;

@@ -15,18 +15,23 @@
 /* Ends of a range stay a few roundings below FLT_MAX, so that the code there has a finite value. */
 #define NB_RANGE_MAX (FLT_MAX * (1 - 0x1p-20f))
 
+/* Bits of a float as an integer in the same order; its own inverse. Reductions of integers become
+ * vector code, those of floats do not without -ffast-math. */
+static inline int32_t nb_f32_order(int32_t bits) { return bits ^ (bits >> 31 & INT32_MAX); }
+
 /* Range of the group, shrunk by the clip ratios and widened to contain 0. */
 static inline void nb_group_range(const float *w, int64_t n, float clip_lo, float clip_hi,
                                   float *lo, float *hi)
 {
-    float min = 0, max = 0;
+    int32_t min = 0, max = 0;
 #pragma omp simd reduction(min : min) reduction(max : max)
     for (int64_t i = 0; i < n; i++) {
-        min = w[i] < min ? w[i] : min;
-        max = w[i] > max ? w[i] : max;
+        int32_t x = nb_f32_order((int32_t)nb_f32_bits(w[i]));
+        min = x < min ? x : min;
+        max = x > max ? x : max;
     }
-    *lo = fmaxf(clip_lo * min, -NB_RANGE_MAX);
-    *hi = fminf(clip_hi * max, NB_RANGE_MAX);
+    *lo = fmaxf(clip_lo * nb_f32_from_bits((uint32_t)nb_f32_order(min)), -NB_RANGE_MAX);
+    *hi = fminf(clip_hi * nb_f32_from_bits((uint32_t)nb_f32_order(max)), NB_RANGE_MAX);
 }
 
 /* Larger end of that range. */

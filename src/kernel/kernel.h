@@ -56,9 +56,10 @@ typedef struct nb_kernels {
 /* cpu: NB_CPU_... that may be used; 0: the reference. */
 void nb_kernels_init(nb_kernels *k, unsigned cpu);
 
-/* One row of any format: the slot of its family where there is one. */
-void nb_kernels_dequant(const nb_kernels *k, const nb_format *f, const uint8_t *const plane[],
-                        int64_t n, float *out);
+/* What decodes a row of the format: the slot of its family, or the family's own dequant_row. */
+typedef void (*nb_dequant_fn)(const nb_format *f, const uint8_t *const plane[], int64_t n,
+                              float *out);
+nb_dequant_fn nb_kernels_find_dequant(const nb_kernels *k, const nb_format *f);
 
 /* The steps of nb_kernels_init. */
 void nb_kernels_init_ref(nb_kernels *k);

@@ -18,12 +18,14 @@ void nb_kernels_init(nb_kernels *k, unsigned cpu)
 #endif
 }
 
-void nb_kernels_dequant(const nb_kernels *k, const nb_format *f, const uint8_t *const plane[],
-                        int64_t n, float *out)
+nb_dequant_fn nb_kernels_find_dequant(const nb_kernels *k, const nb_format *f)
 {
-    if (strcmp(f->family->name, "int") == 0) {
-        k->dequant_int(f, plane, n, out);
-    } else {
-        f->family->dequant_row(f, plane, n, out);
+    const struct {
+        const char *family;
+        nb_dequant_fn slot;
+    } slots[] = {{"int", k->dequant_int}};
+    for (size_t i = 0; i < NB_COUNT(slots); i++) {
+        if (strcmp(f->family->name, slots[i].family) == 0) return slots[i].slot;
     }
+    return f->family->dequant_row;
 }

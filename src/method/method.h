@@ -9,11 +9,16 @@
 #include "base/arena.h"
 #include "format/format.h"
 
-typedef enum nb_step_kind { NB_STEP_TRANSFORM, NB_STEP_CLIP, NB_STEP_ROUND, NB_STEP_COMPENSATE } nb_step_kind;
+typedef enum nb_step_kind {
+    NB_STEP_TRANSFORM,
+    NB_STEP_CLIP,
+    NB_STEP_ROUND,
+    NB_STEP_COMPENSATE
+} nb_step_kind;
 
 /* One linear on its way from fp32 to planes. */
 typedef struct nb_job {
-    const char *name;         /* module name, for messages */
+    const char *name; /* module name, for messages */
     const nb_format *format;
     int64_t n_out, n_in;
     int64_t row0;             /* first row of w in the whole matrix, for messages              */
@@ -25,7 +30,7 @@ typedef struct nb_job {
 } nb_job;
 
 typedef struct nb_method {
-    const char *name;  /* as in recipes: "minmax", "mse", "nearest" */
+    const char *name; /* as in recipes: "minmax", "mse", "nearest" */
     nb_step_kind kind;
     const char *source; /* where the mathematics comes from */
     nb_status (*run)(nb_job *job, nb_error *err);

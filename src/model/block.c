@@ -106,7 +106,10 @@ nb_status nb_workspace_create(nb_backend *be, const nb_config *c, int64_t n_toke
     struct {
         nb_view *view;
         int64_t cols;
-    } parts[] = {{&ws->norm, c->n_embd}, {&ws->q, q}, {&ws->att, q}, {&ws->gate, c->n_ffn},
+    } parts[] = {{&ws->norm, c->n_embd},
+                 {&ws->q, q},
+                 {&ws->att, q},
+                 {&ws->gate, c->n_ffn},
                  {&ws->up, c->n_ffn}};
     int64_t cols = 0;
     for (size_t i = 0; i < NB_COUNT(parts); i++) cols += parts[i].cols;

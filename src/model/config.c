@@ -7,7 +7,7 @@
 #include "model/family.h"
 
 /* Bounds that keep every product of two of these inside 63 bits; real models are far below. */
-#define MAX_DIM (1 << 24)
+#define MAX_DIM    (1 << 24)
 #define MAX_LAYERS (1 << 14)
 
 /* ---- config.json ------------------------------------------------------------------------ */
@@ -78,8 +78,9 @@ static nb_act_kind read_act(reader *r, const nb_family *f)
     if (strcmp(name, "relu") == 0) return NB_ACT_RELU;
     if (strcmp(name, "gelu") == 0) return NB_ACT_GELU;
     if (r->st == NB_OK) {
-        r->st = nb_fail(r->err, NB_EINPUT, "config.json: %s: \"%.40s\": expected silu, relu or gelu",
-                        f->key_act, name);
+        r->st =
+            nb_fail(r->err, NB_EINPUT, "config.json: %s: \"%.40s\": expected silu, relu or gelu",
+                    f->key_act, name);
     }
     return NB_ACT_SILU;
 }
@@ -108,8 +109,9 @@ static void read_rope(reader *r, nb_config *c)
     } else if (strcmp(type, "llama3") == 0) {
         c->rope_scaling = NB_ROPE_LLAMA3;
     } else if (strcmp(type, "default") != 0 && s.st == NB_OK) {
-        s.st = nb_fail(r->err, NB_EINPUT,
-                       "config.json: rope type \"%.40s\": expected default, linear or llama3", type);
+        s.st =
+            nb_fail(r->err, NB_EINPUT,
+                    "config.json: rope type \"%.40s\": expected default, linear or llama3", type);
     }
     r->st = s.st;
 }
@@ -143,17 +145,17 @@ static nb_status from_object(nb_config *c, const json_t *root, nb_error *err)
     if (!f) {
         char list[200];
         nb_family_list(list, sizeof list);
-        return nb_fail(err, NB_EINPUT, "config.json: model_type \"%.60s\": expected one of %s", type,
-                       list);
+        return nb_fail(err, NB_EINPUT, "config.json: model_type \"%.60s\": expected one of %s",
+                       type, list);
     }
     c->n_layers = read_int(&r, "num_hidden_layers", 0, MAX_LAYERS);
     c->n_embd = read_int(&r, "hidden_size", 0, MAX_DIM);
     c->n_ffn = read_int(&r, f->key_ffn, 0, MAX_DIM);
     c->n_heads = read_int(&r, "num_attention_heads", 0, MAX_DIM);
     c->n_kv_heads = read_int(&r, "num_key_value_heads", c->n_heads, MAX_DIM);
-    int head_dim = f->default_head_dim                  ? f->default_head_dim
+    int head_dim = f->default_head_dim               ? f->default_head_dim
                    : c->n_heads > 0 && c->n_embd > 0 ? c->n_embd / c->n_heads
-                                                        : 0;
+                                                     : 0;
     c->head_dim = read_int(&r, "head_dim", head_dim, MAX_DIM);
     c->n_vocab = read_int(&r, "vocab_size", 0, MAX_DIM);
     c->n_ctx = read_int(&r, "max_position_embeddings", 2048, MAX_DIM);
@@ -250,8 +252,8 @@ static nb_status gguf_rope_factors(nb_config *c, const nb_checkpoint *ck, nb_err
         nb_rope_divisors(c, mine);
         for (int64_t i = 0; i < n && st == NB_OK; i++) {
             if (fabs(stored[i] - mine[i]) > 1e-3 * mine[i]) {
-                st = nb_fail(err, NB_EINPUT, "%s[%lld]: %g, expected %g as Llama 3 scales",
-                             t->name, (long long)i, (double)stored[i], mine[i]);
+                st = nb_fail(err, NB_EINPUT, "%s[%lld]: %g, expected %g as Llama 3 scales", t->name,
+                             (long long)i, (double)stored[i], mine[i]);
             }
         }
     }
@@ -278,8 +280,9 @@ static nb_status gguf_rope(nb_config *c, const nb_checkpoint *ck, nb_error *err)
         bool linear = n == 6 && memcmp(s, "linear", 6) == 0;
         bool none = n == 4 && memcmp(s, "none", 4) == 0;
         if (!linear && !none) {
-            return nb_fail(err, NB_EINPUT, "%s.rope.scaling.type: \"%.*s\": expected none or linear",
-                           f->gguf, n < 40 ? (int)n : 40, s);
+            return nb_fail(err, NB_EINPUT,
+                           "%s.rope.scaling.type: \"%.*s\": expected none or linear", f->gguf,
+                           n < 40 ? (int)n : 40, s);
         }
         if (linear) c->rope_scaling = NB_ROPE_LINEAR;
     }
@@ -323,7 +326,8 @@ static nb_status from_gguf(nb_config *c, const nb_checkpoint *ck, nb_error *err)
     NB_TRY(meta_int(ck, f, "attention.key_length", head_dim, &c->head_dim, err));
     NB_TRY(meta_int(ck, f, "context_length", 2048, &c->n_ctx, err));
     NB_TRY(meta_int(ck, f, "attention.sliding_window", 0, &c->window, err));
-    NB_TRY(meta_float(ck, f, "attention.layer_norm_rms_epsilon", f->default_eps, &c->norm_eps, err));
+    NB_TRY(
+        meta_float(ck, f, "attention.layer_norm_rms_epsilon", f->default_eps, &c->norm_eps, err));
     const nb_tensor *embed = nb_checkpoint_find(ck, NB_GGUF_EMBED ".weight");
     if (!embed || embed->n_dims != 2 || embed->dims[0] > MAX_DIM) {
         return nb_fail(err, NB_EINPUT, "%s: " NB_GGUF_EMBED ".weight: missing, or not a matrix",
@@ -360,16 +364,20 @@ nb_status nb_config_check(const nb_config *c, nb_error *err)
                        c->n_heads, c->n_kv_heads);
     }
     if (c->family->rotary && (c->head_dim % 2 != 0 || !(c->rope_theta > 0))) {
-        return nb_fail(err, NB_EINPUT, "configuration: head size %d and rotary base %g: expected an "
-                       "even size and a positive base", c->head_dim, (double)c->rope_theta);
+        return nb_fail(err, NB_EINPUT,
+                       "configuration: head size %d and rotary base %g: expected an "
+                       "even size and a positive base",
+                       c->head_dim, (double)c->rope_theta);
     }
     if (c->rope_scaling != NB_ROPE_NONE && !(c->rope_factor >= 1)) {
         return nb_fail(err, NB_EINPUT, "configuration: rotary scaling factor %g: expected >= 1",
                        (double)c->rope_factor);
     }
     if (c->rope_scaling == NB_ROPE_LLAMA3 &&
-        !(c->rope_low_freq > 0 && c->rope_high_freq > c->rope_low_freq && c->rope_original_ctx > 0)) {
-        return nb_fail(err, NB_EINPUT, "configuration: llama3 rotary scaling: expected "
+        !(c->rope_low_freq > 0 && c->rope_high_freq > c->rope_low_freq &&
+          c->rope_original_ctx > 0)) {
+        return nb_fail(err, NB_EINPUT,
+                       "configuration: llama3 rotary scaling: expected "
                        "0 < low_freq_factor < high_freq_factor and an original context length");
     }
     if (c->post_norm && c->final_norm) {

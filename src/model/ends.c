@@ -97,12 +97,13 @@ static nb_status embed_projected(const nb_ends *e, nb_view x, const int32_t *ids
     return NB_OK;
 }
 
-nb_status nb_ends_embed(const nb_ends *e, nb_view x, const int32_t *ids, int64_t pos0, nb_error *err)
+nb_status nb_ends_embed(const nb_ends *e, nb_view x, const int32_t *ids, int64_t pos0,
+                        nb_error *err)
 {
     for (int64_t t = 0; t < x.rows; t++) {
         if (ids[t] < 0 || ids[t] >= e->cfg.n_vocab) {
-            return nb_fail(err, NB_EUSAGE, "token %lld: id %d, expected 0 to %d", (long long)t, ids[t],
-                           e->cfg.n_vocab - 1);
+            return nb_fail(err, NB_EUSAGE, "token %lld: id %d, expected 0 to %d", (long long)t,
+                           ids[t], e->cfg.n_vocab - 1);
         }
     }
     if (e->positions && pos0 + x.rows > e->cfg.n_ctx) {

@@ -5,13 +5,11 @@
 #include "model/family.h"
 
 #define LLAMA_NAMES                                                                                \
-    .linear = {[NB_Q] = "model.layers.%d.self_attn.q_proj",                                        \
-               [NB_K] = "model.layers.%d.self_attn.k_proj",                                        \
-               [NB_V] = "model.layers.%d.self_attn.v_proj",                                        \
-               [NB_O] = "model.layers.%d.self_attn.o_proj",                                        \
-               [NB_GATE] = "model.layers.%d.mlp.gate_proj",                                        \
-               [NB_UP] = "model.layers.%d.mlp.up_proj",                                            \
-               [NB_DOWN] = "model.layers.%d.mlp.down_proj"},                                       \
+    .linear =                                                                                      \
+        {[NB_Q] = "model.layers.%d.self_attn.q_proj", [NB_K] = "model.layers.%d.self_attn.k_proj", \
+         [NB_V] = "model.layers.%d.self_attn.v_proj", [NB_O] = "model.layers.%d.self_attn.o_proj", \
+         [NB_GATE] = "model.layers.%d.mlp.gate_proj", [NB_UP] = "model.layers.%d.mlp.up_proj",     \
+         [NB_DOWN] = "model.layers.%d.mlp.down_proj"},                                             \
     .norms = {[NB_NORM_ATTN] = "model.layers.%d.input_layernorm",                                  \
               [NB_NORM_FFN] = "model.layers.%d.post_attention_layernorm",                          \
               [NB_NORM_Q] = "model.layers.%d.self_attn.q_norm",                                    \
@@ -111,8 +109,8 @@ const nb_family *const nb_families[] = {
 };
 
 const char *const nb_gguf_linear[NB_N_ROLES] = {
-    [NB_Q] = "blk.%d.attn_q",      [NB_K] = "blk.%d.attn_k",        [NB_V] = "blk.%d.attn_v",
-    [NB_O] = "blk.%d.attn_output", [NB_GATE] = "blk.%d.ffn_gate",   [NB_UP] = "blk.%d.ffn_up",
+    [NB_Q] = "blk.%d.attn_q",      [NB_K] = "blk.%d.attn_k",      [NB_V] = "blk.%d.attn_v",
+    [NB_O] = "blk.%d.attn_output", [NB_GATE] = "blk.%d.ffn_gate", [NB_UP] = "blk.%d.ffn_up",
     [NB_DOWN] = "blk.%d.ffn_down",
 };
 

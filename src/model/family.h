@@ -18,12 +18,12 @@ struct nb_family {
     bool rotary;
     bool gguf_paired_rope; /* GGUF stores rows of Q and K with rotary pairs adjacent        */
     bool qk_norm;
-    bool qkv_bias;       /* by definition; else what config.json says                       */
-    bool default_tied;   /* tie_word_embeddings when config.json is silent                  */
-    int default_window;  /* sliding_window when config.json is silent                       */
-    bool window_is_flag; /* sliding_window counts only if use_sliding_window is true         */
+    bool qkv_bias;        /* by definition; else what config.json says                       */
+    bool default_tied;    /* tie_word_embeddings when config.json is silent                  */
+    int default_window;   /* sliding_window when config.json is silent                       */
+    bool window_is_flag;  /* sliding_window counts only if use_sliding_window is true         */
     int default_head_dim; /* when config.json is silent; 0: hidden_size / heads              */
-    int position_offset; /* OPT: row of position 0 in the table of learned positions         */
+    int position_offset;  /* OPT: row of position 0 in the table of learned positions         */
 
     /* Hugging Face module names; %d is the layer */
     const char *linear[NB_N_ROLES];
@@ -36,9 +36,9 @@ extern const nb_family *const nb_families[]; /* NULL-terminated */
 /* GGUF tensor names, shared by every family that has such files. */
 extern const char *const nb_gguf_linear[NB_N_ROLES];
 extern const char *const nb_gguf_norms[NB_N_NORMS];
-#define NB_GGUF_EMBED "token_embd"
-#define NB_GGUF_FINAL_NORM "output_norm"
-#define NB_GGUF_HEAD "output"
+#define NB_GGUF_EMBED        "token_embd"
+#define NB_GGUF_FINAL_NORM   "output_norm"
+#define NB_GGUF_HEAD         "output"
 #define NB_GGUF_ROPE_FACTORS "rope_freqs.weight"
 
 const nb_family *nb_family_by_model_type(const char *model_type); /* NULL: unknown */

@@ -32,10 +32,10 @@ typedef struct nb_config {
     float rope_factor, rope_low_freq, rope_high_freq; /* llama3: low/high_freq_factor         */
     int rope_original_ctx;
     /* OPT */
-    bool post_norm;  /* norms after the residual sums (do_layer_norm_before false: 350m)      */
-    bool final_norm; /* a norm before the head                                                */
+    bool post_norm;   /* norms after the residual sums (do_layer_norm_before false: 350m)      */
+    bool final_norm;  /* a norm before the head                                                */
     bool norm_affine; /* norms have weights (and biases)                                      */
-    int embd_proj;   /* width of the embedding when it differs from n_embd (350m: 512); else 0 */
+    int embd_proj;    /* width of the embedding when it differs from n_embd (350m: 512); else 0 */
 } nb_config;
 
 /* Linears of a block; OPT's fc1 and fc2 are UP and DOWN, without GATE. */

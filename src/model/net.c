@@ -31,7 +31,8 @@ static nb_status load(nb_net *n, const nb_source *src, bool simulate, nb_error *
 {
     NB_TRY(nb_arena_create(&n->arena, err));
     n->blocks = calloc((size_t)n->cfg.n_layers, sizeof *n->blocks);
-    if (!n->blocks) return nb_fail_memory(err, "blocks", (size_t)n->cfg.n_layers * sizeof *n->blocks);
+    if (!n->blocks)
+        return nb_fail_memory(err, "blocks", (size_t)n->cfg.n_layers * sizeof *n->blocks);
     nb_host_ends h;
     NB_TRY(nb_source_ends(src, n->arena, &h, err));
     NB_TRY(nb_ends_create(n->be, &n->cfg, &h, &n->ends, err));

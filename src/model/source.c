@@ -16,12 +16,14 @@ static nb_status read_modules(nb_source *s, const json_t *q, nb_error *err)
     }
     const char *name;
     json_t *v;
-    json_object_foreach(modules, name, v) {
+    json_object_foreach (modules, name, v) {
         nb_format f;
         const char *word = json_string_value(v);
         if (!word || nb_format_parse(&f, word, NULL) != NB_OK || !nb_format_is_quantized(&f)) {
-            return nb_fail(err, NB_EINPUT, "quantization_config.modules[\"%.100s\"]: \"%.40s\" is no "
-                           "format of weights", name, word ? word : "");
+            return nb_fail(err, NB_EINPUT,
+                           "quantization_config.modules[\"%.100s\"]: \"%.40s\" is no "
+                           "format of weights",
+                           name, word ? word : "");
         }
     }
     s->modules = json_incref(modules);
@@ -44,8 +46,10 @@ static nb_status read_quantization(nb_source *s, const json_t *q, nb_error *err)
     const char *method = json_string_value(json_object_get(q, "quant_method"));
     json_int_t version = json_integer_value(json_object_get(q, "format_version"));
     if (!method || strcmp(method, "nibble") != 0) {
-        return nb_fail(err, NB_EINPUT, "quantization_config.quant_method: \"%.40s\", expected "
-                       "\"nibble\"", method ? method : "");
+        return nb_fail(err, NB_EINPUT,
+                       "quantization_config.quant_method: \"%.40s\", expected "
+                       "\"nibble\"",
+                       method ? method : "");
     }
     if (version != 1) {
         return nb_fail(err, NB_EINPUT, "quantization_config.format_version: %lld, expected 1",

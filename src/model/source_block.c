@@ -69,8 +69,9 @@ static nb_status missing(const loader *l, const char *module, const char *suffix
 static nb_status load_vector(const loader *l, const nb_tensor *t, int64_t n, const float **out)
 {
     if (t->n_dims != 1 || t->dims[0] != n) {
-        return nb_fail(l->err, NB_EINPUT, "%s: %d dimensions, first %lld: expected a vector of %lld",
-                       t->name, t->n_dims, (long long)(t->n_dims ? t->dims[0] : 0), (long long)n);
+        return nb_fail(l->err, NB_EINPUT,
+                       "%s: %d dimensions, first %lld: expected a vector of %lld", t->name,
+                       t->n_dims, (long long)(t->n_dims ? t->dims[0] : 0), (long long)n);
     }
     const nb_dtype_info *d = &nb_dtypes[t->dtype];
     if (!d->decode || n % d->block_elems != 0) {
@@ -207,9 +208,12 @@ static void role_shape(const nb_config *c, int role, int64_t *n_out, int64_t *n_
         int64_t n_out, n_in;
         bool bias;
     } shape[NB_N_ROLES] = {
-        [NB_Q] = {q, c->n_embd, c->qkv_bias},         [NB_K] = {kv, c->n_embd, c->qkv_bias},
-        [NB_V] = {kv, c->n_embd, c->qkv_bias},        [NB_O] = {c->n_embd, q, c->o_bias},
-        [NB_GATE] = {c->n_ffn, c->n_embd, c->mlp_bias}, [NB_UP] = {c->n_ffn, c->n_embd, c->mlp_bias},
+        [NB_Q] = {q, c->n_embd, c->qkv_bias},
+        [NB_K] = {kv, c->n_embd, c->qkv_bias},
+        [NB_V] = {kv, c->n_embd, c->qkv_bias},
+        [NB_O] = {c->n_embd, q, c->o_bias},
+        [NB_GATE] = {c->n_ffn, c->n_embd, c->mlp_bias},
+        [NB_UP] = {c->n_ffn, c->n_embd, c->mlp_bias},
         [NB_DOWN] = {c->n_embd, c->n_ffn, c->mlp_bias},
     };
     *n_out = shape[role].n_out;
@@ -240,8 +244,8 @@ nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_hos
     for (int r = 0; r < NB_N_NORMS; r++) {
         bool head = r == NB_NORM_Q || r == NB_NORM_K;
         if (!c->family->norms[r] || (head && !c->family->qk_norm)) continue;
-        NB_TRY(load_norm(&l, c->family->norms[r], nb_gguf_norms[r],
-                         head ? c->head_dim : c->n_embd, &out->norm[r]));
+        NB_TRY(load_norm(&l, c->family->norms[r], nb_gguf_norms[r], head ? c->head_dim : c->n_embd,
+                         &out->norm[r]));
     }
     return NB_OK;
 }
@@ -265,7 +269,8 @@ nb_status nb_source_ends(const nb_source *s, nb_arena *arena, nb_host_ends *out,
     if (c->final_norm) {
         NB_TRY(load_norm(&l, f->final_norm, NB_GGUF_FINAL_NORM, c->n_embd, &out->final_norm));
     }
-    if (!c->tied) return load_linear(&l, f->head, NB_GGUF_HEAD, c->n_vocab, width, false, &out->head);
+    if (!c->tied)
+        return load_linear(&l, f->head, NB_GGUF_HEAD, c->n_vocab, width, false, &out->head);
     out->head.w = out->embed.w;
     return NB_OK;
 }

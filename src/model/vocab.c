@@ -19,8 +19,8 @@ static nb_status fail_meta(const char *key, const char *expected, nb_error *err)
 }
 
 /* A string as a NUL-terminated copy; NULL if there is none. */
-static nb_status read_string(const nb_checkpoint *c, nb_arena *a, const char *key,
-                             const char **out, nb_error *err)
+static nb_status read_string(const nb_checkpoint *c, nb_arena *a, const char *key, const char **out,
+                             nb_error *err)
 {
     const nb_meta *m = nb_checkpoint_meta(c, key);
     const char *s;

@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/size.h"
 
@@ -54,9 +55,20 @@ static void fit_online(const nb_format *f, const float *x, int64_t n, nb_qparam 
     }
 }
 
+static bool all_finite(const float *x, int64_t n)
+{
+    float s = 0;
+    for (int64_t i = 0; i < n; i++) s += x[i] * 0; /* NaN for Inf and NaN */
+    return s == 0;
+}
+
 void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
 {
     enum { PIECE = 512 };
+    if (!all_finite(x, n)) {
+        memmove(out, x, (size_t)n * sizeof *out);
+        return;
+    }
     int64_t groups = nb_format_groups(f, n);
     float base = nb_format_fit_base(f, x, NULL, n, NULL, NULL);
     for (int64_t g = 0; g < groups; g++) {

@@ -38,7 +38,7 @@ typedef enum nb_act_kind { NB_ACT_SILU, NB_ACT_RELU, NB_ACT_GELU } nb_act_kind;
 
 typedef struct nb_attention {
     int n_heads, n_kv_heads, head_dim;
-    float scale;  /* of q k^T */
+    float scale;  /* of q k^T; > 0 */
     int64_t pos0; /* position of the first query; query t sees keys 0 .. pos0 + t */
     int window;   /* > 0: only the last `window` of them, itself included; 0: all */
 } nb_attention;

@@ -67,8 +67,10 @@ static size_t lower_bound(const nb_added_set *set, size_t lo, size_t hi, size_t 
         size_t mid = lo + (hi - lo) / 2;
         nb_text p = set->items[mid].pattern;
         int byte = depth < p.n ? (uint8_t)p.s[depth] : -1;
-        if (byte < c) lo = mid + 1;
-        else hi = mid;
+        if (byte < c)
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     return lo;
 }

@@ -242,8 +242,8 @@ static nb_status render_llama2(const chat *c, nb_error *err)
 
 /* Mistral changed its spaces from version to version. */
 typedef struct mistral {
-    nb_strbuf open, close;          /* "[INST] ", " [/INST]", ... */
-    nb_strbuf before, after;        /* around an answer and its EOS */
+    nb_strbuf open, close;   /* "[INST] ", " [/INST]", ... */
+    nb_strbuf before, after; /* around an answer and its EOS */
     bool trim_answer;
     bool system_first, system_last; /* the system message joins the first or last user message */
 } mistral;
@@ -300,8 +300,10 @@ static void mistral_fini(mistral *m)
 static void put_answer(const chat *c, const mistral *m, const char *content)
 {
     put(c, m->before.data);
-    if (m->trim_answer) put_trimmed(c, content);
-    else put(c, content);
+    if (m->trim_answer)
+        put_trimmed(c, content);
+    else
+        put(c, content);
     put_token(c, c->t->eos);
     put(c, m->after.data);
 }
@@ -345,16 +347,15 @@ static nb_status render_mistral(const chat *c, nb_error *err)
 static const style styles[] = {
     /* Llama-3 */
     {{"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
-     {"namespace functions", "provided functions", "<function=", "convert_data_type"}, /* functionary, firefunction */
+     {"namespace functions", "provided functions",
+      "<function=", "convert_data_type"}, /* functionary, firefunction */
      render_llama3},
     /* ChatML */
     {{"<|im_start|>", "<|im_end|>"},
-     {"## Metadata",                /* SmolLM3 */
-      "function calling AI model",  /* Hermes, for tools */
-      "if not enable_thinking",     /* switches that open or close thoughts by default */
-      "truncate_history_thinking",
-      "{{- '<think>\\n' }}",
-      "strftime_now"},
+     {"## Metadata",               /* SmolLM3 */
+      "function calling AI model", /* Hermes, for tools */
+      "if not enable_thinking",    /* switches that open or close thoughts by default */
+      "truncate_history_thinking", "{{- '<think>\\n' }}", "strftime_now"},
      render_chatml},
     /* Zephyr */
     {{"<|user|>", "<|assistant|>", "eos_token"},

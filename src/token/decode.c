@@ -51,7 +51,8 @@ static void strip_left(const nb_decoder *d, nb_strbuf *out, size_t begin)
 {
     size_t n = 0;
     if (!out->data) return;
-    while (n < (size_t)d->strip_left && begin + n < out->n_bytes && out->data[begin + n] == ' ') n++;
+    while (n < (size_t)d->strip_left && begin + n < out->n_bytes && out->data[begin + n] == ' ')
+        n++;
     if (!n) return;
     memmove(out->data + begin, out->data + begin + n, out->n_bytes - begin - n);
     out->n_bytes -= n;

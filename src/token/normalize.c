@@ -44,9 +44,8 @@ static nb_status compose(nb_norm_kind kind, nb_text in, nb_strbuf *out, nb_error
         [NB_NORMALIZE_NFKD] = UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT,
     };
     utf8proc_uint8_t *s = NULL;
-    utf8proc_ssize_t n =
-        utf8proc_map((const utf8proc_uint8_t *)in.s, (utf8proc_ssize_t)in.n, &s,
-                     (utf8proc_option_t)(UTF8PROC_STABLE | options[kind]));
+    utf8proc_ssize_t n = utf8proc_map((const utf8proc_uint8_t *)in.s, (utf8proc_ssize_t)in.n, &s,
+                                      (utf8proc_option_t)(UTF8PROC_STABLE | options[kind]));
     if (n < 0) return nb_fail(err, NB_ERESOURCE, "text: %s", utf8proc_errmsg(n));
     nb_strbuf_append(out, s, (size_t)n);
     free(s);
@@ -61,8 +60,12 @@ static nb_status run_step(const nb_norm_step *s, nb_matcher *m, nb_text in, nb_s
         if (in.n) nb_strbuf_append(out, s->text.s, s->text.n);
         nb_strbuf_append(out, in.s, in.n);
         break;
-    case NB_NORMALIZE_REPLACE: NB_TRY(replace(s, m, in, out, err)); break;
-    default: NB_TRY(compose(s->kind, in, out, err)); break;
+    case NB_NORMALIZE_REPLACE:
+        NB_TRY(replace(s, m, in, out, err));
+        break;
+    default:
+        NB_TRY(compose(s->kind, in, out, err));
+        break;
     }
     return check_out(out, err);
 }

@@ -64,10 +64,14 @@ typedef struct splitter {
 static bool extends_last(const splitter *s, bool match)
 {
     switch (s->behavior) {
-    case NB_SPLIT_MERGED_WITH_PREVIOUS: return match && !s->last_match;
-    case NB_SPLIT_MERGED_WITH_NEXT: return !match && s->last_match;
-    case NB_SPLIT_CONTIGUOUS: return match == s->last_match;
-    default: return false;
+    case NB_SPLIT_MERGED_WITH_PREVIOUS:
+        return match && !s->last_match;
+    case NB_SPLIT_MERGED_WITH_NEXT:
+        return !match && s->last_match;
+    case NB_SPLIT_CONTIGUOUS:
+        return match == s->last_match;
+    default:
+        return false;
     }
 }
 
@@ -202,8 +206,8 @@ static const size_t metaspace_bytes = sizeof NB_METASPACE - 1;
 
 static bool starts_with_metaspace(const char *s, size_t n)
 {
-    return n > 0 && (s[0] == ' ' ||
-                     (n >= metaspace_bytes && memcmp(s, NB_METASPACE, metaspace_bytes) == 0));
+    return n > 0 &&
+           (s[0] == ' ' || (n >= metaspace_bytes && memcmp(s, NB_METASPACE, metaspace_bytes) == 0));
 }
 
 /* One word, written to out with U+2581 for each space; cut before each U+2581 if s->split. */
@@ -221,8 +225,10 @@ static nb_status metaspace_word(const nb_pre_step *s, const char *w, size_t n, b
             NB_TRY(close_span(out, begin, err));
             begin = out->text.n_bytes;
         }
-        if (space) nb_strbuf_append(&out->text, NB_METASPACE, metaspace_bytes);
-        else nb_strbuf_append(&out->text, w + i, len);
+        if (space)
+            nb_strbuf_append(&out->text, NB_METASPACE, metaspace_bytes);
+        else
+            nb_strbuf_append(&out->text, w + i, len);
     }
     return close_span(out, begin, err);
 }
@@ -253,8 +259,12 @@ nb_status nb_pretokenize(const nb_pre_step *steps, size_t n_steps, nb_matcher *m
             NB_TRY(split_all(s->re, s->behavior, s->invert, m, p, tmp, err));
             swap_pieces(p, tmp);
             break;
-        case NB_PRE_BYTE_LEVEL: NB_TRY(byte_level(s, m, p, tmp, err)); break;
-        case NB_PRE_METASPACE: NB_TRY(metaspace(s, p, tmp, at_start, err)); break;
+        case NB_PRE_BYTE_LEVEL:
+            NB_TRY(byte_level(s, m, p, tmp, err));
+            break;
+        case NB_PRE_METASPACE:
+            NB_TRY(metaspace(s, p, tmp, at_start, err));
+            break;
         }
     }
     return NB_OK;

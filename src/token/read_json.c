@@ -93,7 +93,8 @@ static nb_status read_vocab(nb_tokenizer *t, json_t *vocab, nb_error *err)
     size_t key_len;
     json_t *value;
     int32_t id;
-    json_object_keylen_foreach (vocab, key, key_len, value) {
+    json_object_keylen_foreach(vocab, key, key_len, value)
+    {
         NB_TRY(nb_json_id(value, key, &id, err));
         NB_TRY(nb_table_set(&t->bpe.tokens, id, (nb_text){key, key_len}, err));
     }
@@ -238,8 +239,7 @@ static const json_t *find_template(const json_t *j)
     return j;
 }
 
-nb_status nb_tokenizer_read_config(nb_tokenizer *t, const char *text, size_t n_bytes,
-                                   nb_error *err)
+nb_status nb_tokenizer_read_config(nb_tokenizer *t, const char *text, size_t n_bytes, nb_error *err)
 {
     json_t *root;
     if (!text) return NB_OK;
@@ -283,7 +283,9 @@ nb_status nb_tokenizer_from_json(nb_tokenizer **out, const char *json, size_t n_
     if (st == NB_OK) st = nb_tokenizer_read_config(t, config, n_config, err);
     if (st == NB_OK) st = nb_tokenizer_finish(t, err);
     json_decref(root);
-    if (st != NB_OK) nb_tokenizer_free(t);
-    else *out = t;
+    if (st != NB_OK)
+        nb_tokenizer_free(t);
+    else
+        *out = t;
     return st;
 }

@@ -114,16 +114,21 @@ static nb_status norm_form(nb_tokenizer *t, const json_t *j, place *p, nb_error 
     NB_UNUSED(p);
     const char *type = json_string_value(json_object_get(j, "type")); /* NFC NFD NFKC NFKD */
     bool compat = type[2] == 'K', decompose = type[strlen(type) - 1] == 'D';
-    nb_norm_kind kind = compat ? decompose ? NB_NORMALIZE_NFKD : NB_NORMALIZE_NFKC
-                               : decompose ? NB_NORMALIZE_NFD : NB_NORMALIZE_NFC;
+    nb_norm_kind kind = compat      ? decompose ? NB_NORMALIZE_NFKD : NB_NORMALIZE_NFKC
+                        : decompose ? NB_NORMALIZE_NFD
+                                    : NB_NORMALIZE_NFC;
     return nb_add_norm(t, kind, (nb_text){"", 0}, err);
 }
 
 nb_status nb_read_normalizer(nb_tokenizer *t, const json_t *j, nb_error *err)
 {
     static const part parts[] = {
-        {"NFC", norm_form},        {"NFD", norm_form},         {"NFKC", norm_form},
-        {"NFKD", norm_form},       {"Prepend", norm_prepend},  {"Replace", norm_replace},
+        {"NFC", norm_form},
+        {"NFD", norm_form},
+        {"NFKC", norm_form},
+        {"NFKD", norm_form},
+        {"Prepend", norm_prepend},
+        {"Replace", norm_replace},
         {0},
     };
     static const part_table table = {"normalizer", "normalizers", parts};
@@ -226,8 +231,8 @@ static nb_status pre_metaspace(nb_tokenizer *t, const json_t *j, place *p, nb_er
 nb_status nb_read_pre_tokenizer(nb_tokenizer *t, const json_t *j, nb_error *err)
 {
     static const part parts[] = {
-        {"ByteLevel", pre_byte_level}, {"Digits", pre_digits}, {"Metaspace", pre_metaspace},
-        {"Punctuation", pre_punctuation}, {"Split", pre_split}, {0},
+        {"ByteLevel", pre_byte_level},    {"Digits", pre_digits}, {"Metaspace", pre_metaspace},
+        {"Punctuation", pre_punctuation}, {"Split", pre_split},   {0},
     };
     static const part_table table = {"pre_tokenizer", "pretokenizers", parts};
     return read_table(t, &table, j, err);
@@ -243,7 +248,7 @@ static nb_status push_around(nb_tokenizer *t, bool before, const json_t *id, nb_
         return nb_fail(err, NB_EINPUT, "more than %d special tokens", NB_MAX_AROUND);
     }
     NB_TRY(nb_json_id(id, "special token", &list[*n], err));
-    if ((size_t)list[*n] >= t->bpe.tokens.n) {
+    if ((size_t)list[*n] >= t->bpe.tokens.n || !t->bpe.tokens.text[list[*n]].s) {
         return nb_fail(err, NB_EINPUT, "special token %d is not in the vocabulary", (int)list[*n]);
     }
     ++*n;
@@ -254,7 +259,8 @@ static nb_status push_around(nb_tokenizer *t, bool before, const json_t *id, nb_
 static nb_status post_template(nb_tokenizer *t, const json_t *j, place *p, nb_error *err)
 {
     NB_UNUSED(p);
-    const json_t *single = json_object_get(j, "single"), *specials = json_object_get(j, "special_tokens");
+    const json_t *single = json_object_get(j, "single"),
+                 *specials = json_object_get(j, "special_tokens");
     bool before = true;
     for (size_t i = 0; i < json_array_size(single); i++) {
         const json_t *item = json_array_get(single, i);
@@ -361,9 +367,12 @@ static nb_status decode_metaspace(nb_tokenizer *t, const json_t *j, place *p, nb
 nb_status nb_read_decoder(nb_tokenizer *t, const json_t *j, nb_error *err)
 {
     static const part parts[] = {
-        {"ByteFallback", decode_byte_fallback}, {"ByteLevel", decode_byte_level},
-        {"Fuse", decode_fuse},                  {"Metaspace", decode_metaspace},
-        {"Replace", decode_replace},            {"Strip", decode_strip},
+        {"ByteFallback", decode_byte_fallback},
+        {"ByteLevel", decode_byte_level},
+        {"Fuse", decode_fuse},
+        {"Metaspace", decode_metaspace},
+        {"Replace", decode_replace},
+        {"Strip", decode_strip},
         {0},
     };
     static const part_table table = {"decoder", "decoders", parts};

@@ -14,9 +14,9 @@ typedef struct message {
 
 typedef struct field {
     uint64_t number;
-    int wire;         /* 0: varint, 1: 64 bits, 2: bytes, 5: 32 bits */
-    uint64_t value;   /* 0, 1, 5 */
-    message bytes;    /* 2 */
+    int wire;       /* 0: varint, 1: 64 bits, 2: bytes, 5: 32 bits */
+    uint64_t value; /* 0, 1, 5 */
+    message bytes;  /* 2 */
 } field;
 
 static nb_status fail_at(const message *m, const char *what, nb_error *err)
@@ -54,11 +54,16 @@ static nb_status read_field(message *m, field *f, nb_error *err)
     f->number = key >> 3;
     f->wire = (int)(key & 7);
     switch (f->wire) {
-    case 0: return read_varint(m, &f->value, err);
-    case 1: return read_fixed(m, 8, &f->value, err);
-    case 5: return read_fixed(m, 4, &f->value, err);
-    case 2: break;
-    default: return fail_at(m, "unknown wire type", err);
+    case 0:
+        return read_varint(m, &f->value, err);
+    case 1:
+        return read_fixed(m, 8, &f->value, err);
+    case 5:
+        return read_fixed(m, 4, &f->value, err);
+    case 2:
+        break;
+    default:
+        return fail_at(m, "unknown wire type", err);
     }
     NB_TRY(read_varint(m, &n, err));
     if (n > m->n - m->pos) return fail_at(m, "truncated field", err);
@@ -117,12 +122,23 @@ static nb_status read_trainer(model *x, message m, nb_error *err)
         NB_TRY(read_field(&m, &f, err));
         if (f.wire != 0) continue;
         switch (f.number) {
-        case MODEL_TYPE: x->type = f.value; break;
-        case WHITESPACE_AS_SUFFIX: x->as_suffix = f.value != 0; break;
-        case UNK_ID: x->unk = (int32_t)f.value; break;
-        case BOS_ID: x->bos = (int32_t)f.value; break;
-        case EOS_ID: x->eos = (int32_t)f.value; break;
-        default: break;
+        case MODEL_TYPE:
+            x->type = f.value;
+            break;
+        case WHITESPACE_AS_SUFFIX:
+            x->as_suffix = f.value != 0;
+            break;
+        case UNK_ID:
+            x->unk = (int32_t)f.value;
+            break;
+        case BOS_ID:
+            x->bos = (int32_t)f.value;
+            break;
+        case EOS_ID:
+            x->eos = (int32_t)f.value;
+            break;
+        default:
+            break;
         }
     }
     return NB_OK;
@@ -134,11 +150,20 @@ static nb_status read_normalizer(model *x, message m, nb_error *err)
         field f;
         NB_TRY(read_field(&m, &f, err));
         switch (f.number) {
-        case CHARSMAP: x->n_charsmap = f.bytes.n; break;
-        case ADD_DUMMY_PREFIX: x->prefix = f.value != 0; break;
-        case REMOVE_EXTRA_WHITESPACES: x->squeeze = f.value != 0; break;
-        case ESCAPE_WHITESPACES: x->escape = f.value != 0; break;
-        default: break;
+        case CHARSMAP:
+            x->n_charsmap = f.bytes.n;
+            break;
+        case ADD_DUMMY_PREFIX:
+            x->prefix = f.value != 0;
+            break;
+        case REMOVE_EXTRA_WHITESPACES:
+            x->squeeze = f.value != 0;
+            break;
+        case ESCAPE_WHITESPACES:
+            x->escape = f.value != 0;
+            break;
+        default:
+            break;
         }
     }
     return NB_OK;
@@ -246,7 +271,9 @@ nb_status nb_tokenizer_from_spm(nb_tokenizer **out, const void *data, size_t n_b
     message m = {.data = data, .n = n_bytes};
     nb_status st = read_all(t, m, config, n_config, err);
     if (st == NB_OK) st = nb_tokenizer_finish(t, err);
-    if (st != NB_OK) nb_tokenizer_free(t);
-    else *out = t;
+    if (st != NB_OK)
+        nb_tokenizer_free(t);
+    else
+        *out = t;
     return st;
 }

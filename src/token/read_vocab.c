@@ -14,8 +14,7 @@ nb_status nb_tokenizer_set_added(nb_tokenizer *t, const uint8_t *types, nb_error
         bool special = types[i] == NB_TOKEN_CONTROL || types[i] == NB_TOKEN_UNKNOWN;
         nb_text text = t->bpe.tokens.text[i];
         if ((!special && types[i] != NB_TOKEN_USER_DEFINED) || text.n == 0) continue;
-        t->added[t->n_added++] =
-            (nb_added){.text = text, .id = (int32_t)i, .special = special};
+        t->added[t->n_added++] = (nb_added){.text = text, .id = (int32_t)i, .special = special};
     }
     return NB_OK;
 }
@@ -116,7 +115,9 @@ nb_status nb_tokenizer_from_vocab(nb_tokenizer **out, const nb_vocab *v, nb_erro
     NB_TRY(nb_tokenizer_create(&t, err));
     nb_status st = read_vocab(t, v, err);
     if (st == NB_OK) st = nb_tokenizer_finish(t, err);
-    if (st != NB_OK) nb_tokenizer_free(t);
-    else *out = t;
+    if (st != NB_OK)
+        nb_tokenizer_free(t);
+    else
+        *out = t;
     return st;
 }

@@ -92,9 +92,9 @@ static nb_status compile(nb_regex *re, nb_text pattern, nb_error *err)
         st = nb_fail_memory(err, "regular expression", pattern.n);
         goto done;
     }
-    uint32_t options = PCRE2_UTF | (re->literal ? PCRE2_LITERAL
-                                                : PCRE2_UCP | PCRE2_MULTILINE |
-                                                      PCRE2_NEVER_BACKSLASH_C);
+    uint32_t options =
+        PCRE2_UTF |
+        (re->literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C);
     int code;
     PCRE2_SIZE offset;
     re->code = pcre2_compile((PCRE2_SPTR)b.data, b.n_bytes, options, &code, &offset, NULL);

@@ -35,7 +35,12 @@ extern const char *const nb_behavior_names[NB_N_BEHAVIORS];
 
 typedef enum nb_pre_kind { NB_PRE_SPLIT, NB_PRE_BYTE_LEVEL, NB_PRE_METASPACE } nb_pre_kind;
 
-typedef enum nb_scheme { NB_PREPEND_ALWAYS, NB_PREPEND_FIRST, NB_PREPEND_NEVER, NB_N_SCHEMES } nb_scheme;
+typedef enum nb_scheme {
+    NB_PREPEND_ALWAYS,
+    NB_PREPEND_FIRST,
+    NB_PREPEND_NEVER,
+    NB_N_SCHEMES
+} nb_scheme;
 extern const char *const nb_scheme_names[NB_N_SCHEMES];
 
 typedef struct nb_pre_step {

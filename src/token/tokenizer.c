@@ -64,8 +64,10 @@ nb_status nb_add_replace(nb_tokenizer *t, nb_text pattern, bool literal, nb_text
     nb_regex *re;
     NB_TRY(nb_regex_create(&re, pattern, literal, err));
     nb_status st = nb_add_norm(t, NB_NORMALIZE_REPLACE, by, err);
-    if (st == NB_OK) t->norm[t->n_norm - 1].re = re;
-    else nb_regex_free(re);
+    if (st == NB_OK)
+        t->norm[t->n_norm - 1].re = re;
+    else
+        nb_regex_free(re);
     return st;
 }
 
@@ -83,8 +85,10 @@ nb_status nb_add_split(nb_tokenizer *t, nb_text pattern, bool literal, nb_pre_st
     nb_pre_step s = {.kind = NB_PRE_SPLIT, .behavior = NB_SPLIT_ISOLATED};
     NB_TRY(nb_regex_create(&s.re, pattern, literal, err));
     nb_status st = add_pre(t, s, err);
-    if (st == NB_OK) *step = &t->pre[t->n_pre - 1];
-    else nb_regex_free(s.re);
+    if (st == NB_OK)
+        *step = &t->pre[t->n_pre - 1];
+    else
+        nb_regex_free(s.re);
     return st;
 }
 
@@ -108,9 +112,8 @@ nb_status nb_add_metaspace(nb_tokenizer *t, nb_scheme scheme, bool split, nb_err
 
 /* A bare tokenizer.json names no BOS and EOS: the usual names, in this order. */
 static const char *const bos_names[] = {"<s>", "<|begin_of_text|>", "<bos>", NULL};
-static const char *const eos_names[] = {"</s>",       "<|end_of_text|>", "<|im_end|>",
-                                        "<|eot_id|>", "<|endoftext|>",   "<eos>",
-                                        NULL};
+static const char *const eos_names[] = {
+    "</s>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<eos>", NULL};
 
 static int32_t first_special(const nb_tokenizer *t, const char *const *names)
 {
@@ -147,8 +150,8 @@ int32_t nb_tokenizer_find(const nb_tokenizer *t, const char *text, size_t n_byte
 bool nb_tokenizer_is_end(const nb_tokenizer *t, int32_t id)
 {
     static const char *const names[] = {
-        "<|im_end|>",  "<|eot_id|>", "<|eom_id|>",     "<|end_of_text|>", "<|endoftext|>",
-        "<|end|>",     "</s>",       "<end_of_turn>",
+        "<|im_end|>",    "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",
+        "<|endoftext|>", "<|end|>",    "</s>",       "<end_of_turn>",
     };
     if (id < 0 || (size_t)id >= t->bpe.tokens.n) return false;
     if (id == t->eos) return true;

@@ -76,8 +76,8 @@ nb_status nb_tokenizer_finish(nb_tokenizer *t, nb_error *err);
 typedef struct nb_scan {
     const nb_added_set *set;
     const char *s;
-    size_t n, pos;  /* next byte to look at */
-    size_t last;    /* end of the last token found */
+    size_t n, pos; /* next byte to look at */
+    size_t last;   /* end of the last token found */
     bool specials; /* special tokens count */
 } nb_scan;
 /* The next token at [*begin, *end); NULL: none. */
@@ -86,7 +86,8 @@ const nb_added *nb_scan_next(nb_scan *x, size_t *begin, size_t *end);
 nb_status nb_added_index(nb_tokenizer *t, nb_error *err);
 
 /* Settings of tokenizer_config.json: BOS, EOS, chat template; text may be NULL. */
-nb_status nb_tokenizer_read_config(nb_tokenizer *t, const char *text, size_t n_bytes, nb_error *err);
+nb_status nb_tokenizer_read_config(nb_tokenizer *t, const char *text, size_t n_bytes,
+                                   nb_error *err);
 
 /* The pre-tokenizer that GGUF calls by this name (NULL: "default"). */
 nb_status nb_add_pre_by_name(nb_tokenizer *t, const char *name, nb_error *err);

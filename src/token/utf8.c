@@ -40,9 +40,12 @@ uint32_t nb_utf8_decode(const char *s, size_t *len)
     const unsigned char *p = (const unsigned char *)s;
     *len = nb_utf8_len(s[0]);
     switch (*len) {
-    case 1: return p[0];
-    case 2: return (uint32_t)(p[0] & 0x1f) << 6 | (p[1] & 0x3fu);
-    case 3: return (uint32_t)(p[0] & 0x0f) << 12 | (p[1] & 0x3fu) << 6 | (p[2] & 0x3fu);
+    case 1:
+        return p[0];
+    case 2:
+        return (uint32_t)(p[0] & 0x1f) << 6 | (p[1] & 0x3fu);
+    case 3:
+        return (uint32_t)(p[0] & 0x0f) << 12 | (p[1] & 0x3fu) << 6 | (p[2] & 0x3fu);
     default:
         return (uint32_t)(p[0] & 0x07) << 18 | (p[1] & 0x3fu) << 12 | (p[2] & 0x3fu) << 6 |
                (p[3] & 0x3fu);
@@ -83,8 +86,10 @@ bool nb_char_is_word(uint32_t c)
     case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC: return true;
-    default: return false;
+    case UTF8PROC_CATEGORY_PC:
+        return true;
+    default:
+        return false;
     }
 }
 

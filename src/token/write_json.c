@@ -19,9 +19,12 @@ static json_t *sequence(json_t *list, const char *members)
 {
     json_t *out;
     if (!list) return NULL;
-    if (json_array_size(list) == 0) out = json_null();
-    else if (json_array_size(list) == 1) out = json_incref(json_array_get(list, 0));
-    else out = json_pack("{s:s, s:O}", "type", "Sequence", members, list);
+    if (json_array_size(list) == 0)
+        out = json_null();
+    else if (json_array_size(list) == 1)
+        out = json_incref(json_array_get(list, 0));
+    else
+        out = json_pack("{s:s, s:O}", "type", "Sequence", members, list);
     json_decref(list);
     return out;
 }
@@ -52,7 +55,8 @@ static json_t *norm_json(const nb_norm_step *s)
     case NB_NORMALIZE_REPLACE:
         return json_pack("{s:s, s:o, s:o}", "type", "Replace", "pattern", pattern_json(s->re),
                          "content", text_json(s->text));
-    default: return json_pack("{s:s}", "type", forms[s->kind]);
+    default:
+        return json_pack("{s:s}", "type", forms[s->kind]);
     }
 }
 
@@ -159,9 +163,9 @@ static json_t *post_processor_json(const nb_tokenizer *t)
     int bad = 0;
     for (size_t i = 0; i < t->n_before; i++) bad |= set_special(specials, t, t->before[i]);
     for (size_t i = 0; i < t->n_after; i++) bad |= set_special(specials, t, t->after[i]);
-    json_t *out = json_pack("{s:s, s:o, s:o, s:o}", "type", "TemplateProcessing", "single",
-                            template_json(t, 1), "pair", template_json(t, 2), "special_tokens",
-                            specials);
+    json_t *out =
+        json_pack("{s:s, s:o, s:o, s:o}", "type", "TemplateProcessing", "single",
+                  template_json(t, 1), "pair", template_json(t, 2), "special_tokens", specials);
     if (bad) {
         json_decref(out);
         return NULL;
@@ -234,11 +238,11 @@ static json_t *id_json(const nb_tokenizer *t, int32_t id)
 
 static json_t *config_json(const nb_tokenizer *t)
 {
-    json_t *j = json_pack("{s:b, s:b, s:o, s:o, s:o, s:b, s:s}", "add_bos_token", t->n_before > 0,
-                          "add_eos_token", t->n_after > 0, "bos_token", id_json(t, t->bos),
-                          "eos_token", id_json(t, t->eos), "unk_token", id_json(t, t->bpe.unk),
-                          "clean_up_tokenization_spaces", 0, "tokenizer_class",
-                          "PreTrainedTokenizerFast");
+    json_t *j =
+        json_pack("{s:b, s:b, s:o, s:o, s:o, s:b, s:s}", "add_bos_token", t->n_before > 0,
+                  "add_eos_token", t->n_after > 0, "bos_token", id_json(t, t->bos), "eos_token",
+                  id_json(t, t->eos), "unk_token", id_json(t, t->bpe.unk),
+                  "clean_up_tokenization_spaces", 0, "tokenizer_class", "PreTrainedTokenizerFast");
     if (j && t->chat_template &&
         json_object_set_new(j, "chat_template", json_string(t->chat_template)) != 0) {
         json_decref(j);

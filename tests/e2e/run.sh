@@ -10,6 +10,7 @@ export BUILD=${BUILD:-build}
 export NIBBLE=${NIBBLE:-$BUILD/nibble}
 export PYTHON=${PYTHON:-/usr/bin/python3}
 NIBBLE=$(realpath "$NIBBLE")
+[[ -x $NIBBLE ]] || { echo "e2e: no command at $NIBBLE" >&2; exit 2; }
 passed=0 failed=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

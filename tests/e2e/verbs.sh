@@ -129,14 +129,14 @@ expect 6 "verify finds a flipped bit" "$NIBBLE" verify "$scratch/q"
 
 # SIGINT as soon as work shows: status 130.
 for _ in $(seq 60); do cat LICENSE; done >"$scratch/long"
-"$NIBBLE" perplexity "$model" --text "$scratch/long" --ctx 64 --device ref >/dev/null 2>"$scratch/err" &
+"$NIBBLE" perplexity "$model" --text "$scratch/long" --ctx 64 --device ref >/dev/null 2>"$scratch/progress" &
 pid=$!
 for _ in $(seq 600); do
-    [[ -s $scratch/err ]] && break
+    [[ -s $scratch/progress ]] && break
     sleep 0.1
 done
 kill -INT $pid
 wait $pid
 same "SIGINT ends with status 130" 130 $?
-contains "SIGINT is reported" "stopped" "$(tail -n 1 "$scratch/err")"
+contains "SIGINT is reported" "stopped" "$(tail -n 1 "$scratch/progress")"
 finish

@@ -2,6 +2,7 @@
 #ifndef NB_TESTS_FORMAT_UTIL_H
 #define NB_TESTS_FORMAT_UTIL_H
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -70,6 +71,50 @@ static inline void decode_row(const nb_format *f, const uint8_t *codes, const nb
         int64_t at = nb_group_begin(f, g);
         f->family->decode(f, &p[g], codes + at, nb_group_length(f, n, g), w + at);
     }
+}
+
+/* Quantizes w [n]; back is what the planes hold. */
+static inline void load_row(row *r, const char *word, const float *w, int64_t n)
+{
+    begin_row(r, word, n);
+    memcpy(r->w, w, (size_t)n * sizeof *w);
+    quantize_row(r, 1, 1);
+    r->f.family->dequant_row(&r->f, (const uint8_t *const *)r->plane, n, r->back);
+}
+
+static inline double row_error(const row *r, int64_t begin, int64_t end)
+{
+    double sum = 0;
+    for (int64_t i = begin; i < end; i++) {
+        double d = (double)r->w[i] - (double)r->back[i];
+        sum += d * d;
+    }
+    return sum;
+}
+
+static inline void assert_near(double got, double expected, double relative)
+{
+    if (!(fabs(got - expected) <= relative * fabs(expected))) {
+        fail_msg("%.9g, expected %.9g", got, expected);
+    }
+}
+
+/* Normal values, the size of each group lognormal(sigma). */
+static inline void fill_groups(row *r, uint64_t seed, int64_t group, double sigma)
+{
+    nb_rng rng = {seed};
+    for (int64_t i = 0; i < r->n; i += group) {
+        double std = exp(sigma * nb_rng_normal(&rng));
+        for (int64_t k = i; k < r->n && k < i + group; k++) {
+            r->w[k] = (float)(std * nb_rng_normal(&rng));
+        }
+    }
+}
+
+static inline double group_error(const row *r, int64_t g)
+{
+    int64_t at = nb_group_begin(&r->f, g);
+    return nb_format_error(&r->f, &r->p[g], r->w + at, NULL, nb_group_length(&r->f, r->n, g));
 }
 
 #endif

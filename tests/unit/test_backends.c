@@ -505,6 +505,29 @@ static void test_sticky_error(void **state)
     }
 }
 
+/* A row that has diverged comes out as NaN, through an act format too. */
+static void test_not_finite(void **state)
+{
+    NB_UNUSED(state);
+    for (int i = 0; nb_backends[i]; i++) {
+        nb_backend *be = make_backend(nb_backends[i]->name, 1, NB_COMPUTE_F32, ~0u);
+        op_case c = {.seed = 1, .T = 12, .M = 16, .N = 3, .weights = "f32", .act = "int8:token"};
+        weight w = make_weight(&c, c.N, c.M);
+        nb_linear *l = make_linear(be, &c, &w);
+        nb_view x = make_view(be, &c, 1, c.T, c.M), y = make_view(be, &c, 2, c.T, c.N);
+        float bad = INFINITY;
+        double out[12 * 3];
+        be->ops->upload(be, nb_view_cols(nb_view_rows(x, 5, 1), 7, 1), &bad, NB_F32);
+        be->ops->linear_forward(be, y, x, l, false);
+        take_view(be, y, out);
+        for (int j = 0; j < 12 * 3; j++) assert_int_equal(isfinite(out[j]) != 0, j / 3 != 5);
+        be->ops->linear_free(be, l);
+        free_weight(&w);
+        drop(be, x), drop(be, y);
+        nb_backend_free(be);
+    }
+}
+
 static void test_options(void **state)
 {
     NB_UNUSED(state);
@@ -534,7 +557,8 @@ int main(void)
         cmocka_unit_test(test_linear),       cmocka_unit_test(test_attention),
         cmocka_unit_test(test_pointwise),    cmocka_unit_test(test_rope),
         cmocka_unit_test(test_embed),        cmocka_unit_test(test_losses),
-        cmocka_unit_test(test_sticky_error), cmocka_unit_test(test_options),
+        cmocka_unit_test(test_sticky_error), cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

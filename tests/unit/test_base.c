@@ -27,7 +27,8 @@ static void mt19937_is_cpython(void **state)
     for (size_t c = 0; c < NB_COUNT(cases); c++) {
         nb_mt19937 r;
         nb_mt19937_seed(&r, cases[c].seed);
-        for (int i = 0; i < 5; i++) assert_int_equal(nb_mt19937_below(&r, 1000000), cases[c].want[i]);
+        for (int i = 0; i < 5; i++)
+            assert_int_equal(nb_mt19937_below(&r, 1000000), cases[c].want[i]);
     }
 }
 

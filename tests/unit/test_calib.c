@@ -224,7 +224,7 @@ static void interrupt_everywhere(bool text)
         nb_status st = run_command(&c);
         assert_int_equal(st, NB_EINTERRUPTED);
         assert_false(nb_path_exists(c.out));
-        assert_true(nb_path_exists(in_root("parts.partial")));
+        assert_int_equal(nb_path_exists(in_root("parts.partial")), k > 1); /* 1: nothing begun */
         c.stop_at = 0;
         c.opt.resume = true;
         must_run(&c);
@@ -252,7 +252,7 @@ static void test_resume_count(void **state)
     NB_UNUSED(state);
     command c;
     begin_command(&c, "count");
-    c.stop_at = 1 + 2 + 2 * (7 + 1) + 3; /* start; ends; two blocks; three linears of the third */
+    c.stop_at = 2 + 2 + 2 * (7 + 1) + 3; /* start; ends; two blocks; three linears of the third */
     assert_int_equal(run_command(&c), NB_EINTERRUPTED);
     c.stop_at = 0;
     c.opt.resume = true;
@@ -261,7 +261,7 @@ static void test_resume_count(void **state)
     /* Resuming what is whole is no error and does nothing. */
     c.calls = 0;
     must_run(&c);
-    assert_int_equal(c.calls, 0);
+    assert_int_equal(c.calls, 1);
     assert_int_equal(c.result.n_resumed, TINY_LAYERS);
     assert_true(c.result.bytes > 0);
 }
@@ -341,7 +341,7 @@ static void test_damage(void **state)
     NB_UNUSED(state);
     command c;
     begin_command(&c, "damage");
-    c.stop_at = 1 + 2 + 8 + 4;
+    c.stop_at = 2 + 2 + 8 + 4;
     assert_int_equal(run_command(&c), NB_EINTERRUPTED);
     c.stop_at = 0;
     c.opt.resume = true;
@@ -366,6 +366,9 @@ static void test_limits(void **state)
     c.opt.memory = 1 << 20;
     must_fail(&c, NB_ERESOURCE, "memory", "MiB");
     c.opt.memory = 0;
+    c.opt.run.device = "abacus";
+    must_fail(&c, NB_EUSAGE, "device", "abacus");
+    c.opt.run.device = "cpu";
     c.opt.seqlen = TINY_CTX + 1;
     must_fail(&c, NB_EUSAGE, "seqlen", "64");
     c.opt.seqlen = 32;

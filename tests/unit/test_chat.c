@@ -22,8 +22,14 @@ static nb_tokenizer *make_tokenizer(const char *chat_template)
 {
     static const nb_text tokens[] = {{"a", 1}, {"<s>", 3}, {"</s>", 4}};
     static const uint8_t types[] = {NB_TOKEN_NORMAL, NB_TOKEN_CONTROL, NB_TOKEN_CONTROL};
-    nb_vocab v = {.tokens = tokens, .types = types, .n_tokens = 3, .pre = "gpt-2", .bos = 1,
-                  .eos = 2, .unk = -1, .chat_template = chat_template};
+    nb_vocab v = {.tokens = tokens,
+                  .types = types,
+                  .n_tokens = 3,
+                  .pre = "gpt-2",
+                  .bos = 1,
+                  .eos = 2,
+                  .unk = -1,
+                  .chat_template = chat_template};
     nb_tokenizer *t;
     assert_int_equal(nb_tokenizer_from_vocab(&t, &v, NULL), NB_OK);
     return t;

@@ -78,8 +78,9 @@ static double distance(const float *a, const float *b, int n)
 static void session_equals_whole_forward(void **state)
 {
     NB_UNUSED(state);
-    static const char *const models[] = {"llama-gqa", "mistral-window", "opt", "opt-350m",
-                                         "qwen2",     "qwen3",          "gguf-llama/model.gguf"};
+    static const char *const models[] = {
+        "llama-gqa", "mistral-window",       "opt", "opt-350m", "qwen2",
+        "qwen3",     "gguf-llama/model.gguf"};
     static const char *const devices[] = {"ref", "cpu"};
     for (size_t i = 0; i < NB_COUNT(models) * NB_COUNT(devices); i++) {
         fixture f;
@@ -92,7 +93,8 @@ static void session_equals_whole_forward(void **state)
                 int n = T - t < step ? T - t : step;
                 assert_int_equal(nb_session_append(s, f.ids + t, n, &logits, NULL), NB_OK);
                 double d = distance(logits, f.logits + (t + n - 1) * f.V, f.V);
-                if (!(d < 1e-5)) fail_msg("%s, step %d, position %d: %g", models[i / 2], step, t, d);
+                if (!(d < 1e-5))
+                    fail_msg("%s, step %d, position %d: %g", models[i / 2], step, t, d);
             }
             assert_int_equal(nb_session_length(s), T);
             nb_session_free(s);
@@ -169,7 +171,8 @@ static void compare_is_its_definition(void **state)
         diff += nll_at(&m, t) - nll_at(&ref, t);
     }
     nb_eval_options opt = {.ctx = T};
-    assert_int_equal(nb_eval_compare(m.net, ref.net, m.ids, T, &opt, (nb_watch){0}, &r, NULL), NB_OK);
+    assert_int_equal(nb_eval_compare(m.net, ref.net, m.ids, T, &opt, (nb_watch){0}, &r, NULL),
+                     NB_OK);
     assert_true(fabs(r.kl_mean - kl / (T - 1)) < 1e-5);
     assert_true(fabs(r.top1_agreement - same / (T - 1)) < 1e-12);
     assert_true(fabs(r.perplexity_ratio - exp(diff / (T - 1))) < 1e-4);

@@ -53,7 +53,7 @@ static int teardown(void **state)
 }
 
 #define LLAMA                                                                                      \
-    "\"model_type\":\"llama\",\"hidden_size\":8,\"num_hidden_layers\":1,\"intermediate_size\":12,"  \
+    "\"model_type\":\"llama\",\"hidden_size\":8,\"num_hidden_layers\":1,\"intermediate_size\":12," \
     "\"num_attention_heads\":2,\"vocab_size\":16"
 
 static void config_faults_are_named(void **state)
@@ -82,7 +82,8 @@ static void config_faults_are_named(void **state)
         {"{" LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0.5}}", "factor 0.5"},
         {"{" LLAMA ",\"rope_scaling\":[1]}", "rope_scaling: expected an object"},
         {"{" LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,"
-         "\"low_freq_factor\":4,\"high_freq_factor\":1}}", "low_freq_factor"},
+         "\"low_freq_factor\":4,\"high_freq_factor\":1}}",
+         "low_freq_factor"},
         {"{" LLAMA ",\"rope_theta\":0}", "positive base"},
         {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\"}}", "expected \"nibble\""},
         {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"nibble\",\"format_version\":9}}",
@@ -90,9 +91,11 @@ static void config_faults_are_named(void **state)
         {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"nibble\",\"format_version\":1}}",
          "modules: expected an object"},
         {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"nibble\",\"format_version\":1,"
-         "\"modules\":{\"x\":\"int9:row\"}}}", "int9:row"},
+         "\"modules\":{\"x\":\"int9:row\"}}}",
+         "int9:row"},
         {"{\"model_type\":\"opt\",\"hidden_size\":8,\"num_hidden_layers\":1,\"ffn_dim\":12,"
-         "\"num_attention_heads\":2,\"vocab_size\":16}", "model.decoder.embed_tokens.weight"},
+         "\"num_attention_heads\":2,\"vocab_size\":16}",
+         "model.decoder.embed_tokens.weight"},
     };
     for (size_t i = 0; i < NB_COUNT(faults); i++) {
         put("config.json", faults[i].json);
@@ -184,7 +187,8 @@ static void llama3_scaling_blends(void **state)
     assert_true(div[0] == 1.0 && div[20] == 1.0);
     assert_true(div[63] == 8.0 && div[40] == 8.0);
     for (int i = 1; i < 64; i++) assert_true(div[i] >= div[i - 1]);
-    /* channel 30 by hand: wavelength 2 pi 500000^(60/128) = 2946.99, smooth = (8192/2946.99 - 1)/3 */
+    /* channel 30 by hand: wavelength 2 pi 500000^(60/128) = 2946.99, smooth = (8192/2946.99 - 1)/3
+     */
     double wavelength = 2 * 3.14159265358979 * pow(500000.0, 60.0 / 128);
     double smooth = (8192 / wavelength - 1) / 3;
     assert_true(fabs(1 / div[30] - ((1 - smooth) / 8 + smooth)) < 1e-12);

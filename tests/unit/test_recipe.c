@@ -1,4 +1,5 @@
 /* Recipes: what is read, what is refused and where, and the canonical text. */
+#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -6,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "base/file.h"
 #include "calib/calib.h"
 
 static nb_status parse(nb_recipe *r, const char *yaml, nb_error *err)
@@ -187,13 +189,41 @@ static void test_override(void **state)
     assert_non_null(strstr(err.message, "acts"));
 }
 
+/* Every shipped recipe is whole and is called what its file is called. */
+static void test_shipped(void **state)
+{
+    NB_UNUSED(state);
+    int n = 0;
+    DIR *d = opendir("recipes");
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        const char *end = strstr(e->d_name, ".yaml");
+        if (!end) continue;
+        nb_recipe r;
+        nb_error err = {0};
+        char *path = nb_path_join("recipes", e->d_name), *text;
+        size_t n_bytes;
+        assert_int_equal(nb_read_file(path, 65536, &text, &n_bytes, NULL), NB_OK);
+        nb_status st = nb_recipe_parse(&r, text, n_bytes, &err);
+        if (st == NB_OK) st = nb_recipe_check(&r, &err);
+        if (st != NB_OK) fail_msg("%s: %s", path, err.message);
+        assert_int_equal(strlen(r.name), end - e->d_name);
+        assert_memory_equal(r.name, e->d_name, strlen(r.name));
+        free(text);
+        free(path);
+        n++;
+    }
+    closedir(d);
+    assert_true(n >= 4);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_keys),   cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_round_trip), cmocka_unit_test(test_bad),
         cmocka_unit_test(test_too_long),   cmocka_unit_test(test_check),
-        cmocka_unit_test(test_override),
+        cmocka_unit_test(test_override),   cmocka_unit_test(test_shipped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -126,7 +126,7 @@ static nb_tokenizer *round_trip(const nb_tokenizer *t, const char *name)
     char *json, *config;
     size_t n, n_config;
     nb_error err;
-    nb_tokenizer *copy;
+    nb_tokenizer *copy = NULL;
     if (nb_tokenizer_to_json(t, &json, &n, &config, &n_config, &err) != NB_OK ||
         nb_tokenizer_from_json(&copy, json, n, config, n_config, &err) != NB_OK) {
         fail_msg("%s: %s", name, err.message);
@@ -194,7 +194,8 @@ static void test_adds_bos_and_eos(void **state)
 static void test_config_names_tokens(void **state)
 {
     (void)state;
-    static const char config[] = "{\"bos_token\": {\"content\": \"</s>\"}, \"eos_token\": \"<mask>\"}";
+    static const char config[] =
+        "{\"bos_token\": {\"content\": \"</s>\"}, \"eos_token\": \"<mask>\"}";
     size_t n;
     nb_tokenizer *t;
     char *json = read_fixture("gpt2.json", &n);
@@ -207,7 +208,10 @@ static void test_config_names_tokens(void **state)
 
 /* ---- vocabularies of GGUF ----------------------------------------------------------------- */
 
-#define TEXT(s) {s, sizeof s - 1}
+#define TEXT(s)                                                                                    \
+    {                                                                                              \
+        s, sizeof s - 1                                                                            \
+    }
 
 /* Scores decide the order: "ab" before "bc", so "abc" is "ab" "c" unless "abc" is a token. */
 static void test_spm_vocab(void **state)
@@ -219,8 +223,15 @@ static void test_spm_vocab(void **state)
     };
     static const float scores[] = {0, 0, 0, 0, -9, -8, -7, -6, -2, -1};
     static const uint8_t types[] = {2, 3, 6, 6, 1, 1, 1, 1, 1, 1};
-    nb_vocab v = {.kind = NB_VOCAB_SPM, .tokens = tokens, .scores = scores, .types = types,
-                  .n_tokens = 10, .bos = 1, .eos = -1, .unk = 0, .add_bos = true,
+    nb_vocab v = {.kind = NB_VOCAB_SPM,
+                  .tokens = tokens,
+                  .scores = scores,
+                  .types = types,
+                  .n_tokens = 10,
+                  .bos = 1,
+                  .eos = -1,
+                  .unk = 0,
+                  .add_bos = true,
                   .add_space_prefix = true};
     nb_tokenizer *t;
     int32_t *ids;
@@ -244,8 +255,15 @@ static nb_status bpe_vocab(const nb_text *merges, size_t n_merges, const char *p
                            const uint8_t *types, nb_error *err)
 {
     static const nb_text tokens[] = {TEXT("a"), TEXT("b"), TEXT("ab"), TEXT("\xc4\xa0")};
-    nb_vocab v = {.tokens = tokens, .types = types, .n_tokens = 4, .merges = merges,
-                  .n_merges = n_merges, .pre = pre, .bos = bos, .eos = -1, .unk = -1};
+    nb_vocab v = {.tokens = tokens,
+                  .types = types,
+                  .n_tokens = 4,
+                  .merges = merges,
+                  .n_merges = n_merges,
+                  .pre = pre,
+                  .bos = bos,
+                  .eos = -1,
+                  .unk = -1};
     nb_tokenizer *t;
     nb_status st = nb_tokenizer_from_vocab(&t, &v, err);
     assert_int_equal(st == NB_OK, t != NULL);
@@ -263,8 +281,8 @@ static void check_refused(nb_status st, const nb_error *err, const char *says)
 static void test_bad_vocab(void **state)
 {
     (void)state;
-    static const nb_text good[] = {TEXT("a b")}, unknown[] = {TEXT("a x")}, joined[] = {TEXT("b a")},
-                         single[] = {TEXT("ab")}, empty[] = {TEXT("a ")};
+    static const nb_text good[] = {TEXT("a b")}, unknown[] = {TEXT("a x")},
+                         joined[] = {TEXT("b a")}, single[] = {TEXT("ab")}, empty[] = {TEXT("a ")};
     static const char *const names[] = {"gpt-2", "llama-bpe", "qwen2", "smollm", "default"};
     nb_error err = {0};
     for (size_t i = 0; i < 5; i++) {
@@ -277,7 +295,8 @@ static void test_bad_vocab(void **state)
     check_refused(bpe_vocab(good, 1, "no such", -1, NULL, &err), &err, "\"no such\" is not known");
     check_refused(bpe_vocab(good, 1, "gpt-2", 4, NULL, &err), &err, "bos token id 4");
     check_refused(bpe_vocab(good, 1, "gpt-2", -2, NULL, &err), &err, "bos token id -2");
-    check_refused(bpe_vocab(good, (size_t)1 << 40, "gpt-2", -1, NULL, &err), &err, "merges, expected");
+    check_refused(bpe_vocab(good, (size_t)1 << 40, "gpt-2", -1, NULL, &err), &err,
+                  "merges, expected");
 }
 
 /* ---- malformed tokenizer.json ------------------------------------------------------------- */
@@ -356,9 +375,12 @@ static const bad_json bad_jsons[] = {
     {POST("{\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"x\"}}], "
           "\"special_tokens\": {\"x\": {\"ids\": [7]}}}"),
      "special token 7"},
+    {"{\"model\": {\"vocab\": {\"a\": 0, \"b\": 2}, \"merges\": []}, \"post_processor\": "
+     "{\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"x\"}}], "
+     "\"special_tokens\": {\"x\": {\"ids\": [1]}}}}",
+     "special token 1 is not in the vocabulary"},
     {DECODER("{\"type\": \"WordPiece\"}"), "decoder: type \"WordPiece\""},
-    {DECODER("{\"type\": \"Strip\", \"content\": \" \", \"start\": 1, \"stop\": 0}"),
-     "fused text"},
+    {DECODER("{\"type\": \"Strip\", \"content\": \" \", \"start\": 1, \"stop\": 0}"), "fused text"},
     {DECODER("{\"type\": \"Replace\", \"pattern\": {\"Regex\": \"a\"}, \"content\": \"b\"}"),
      "Regex is not supported"},
 };
@@ -454,8 +476,8 @@ static void test_spm_not_legacy(void **state)
     char *data = read_fixture("squeeze.model", &n);
     static const char text[] = "a<tool>a";
     assert_int_equal(nb_tokenizer_from_spm(&t, data, n, config, strlen(config), NULL), NB_OK);
-    assert_int_equal(
-        nb_tokenizer_encode(t, text, strlen(text), NB_ENCODE_BOS, &ids, &n_ids, NULL), NB_OK);
+    assert_int_equal(nb_tokenizer_encode(t, text, strlen(text), NB_ENCODE_BOS, &ids, &n_ids, NULL),
+                     NB_OK);
     assert_true(n_ids >= 3);
     assert_int_equal(ids[n_ids - 1], nb_tokenizer_find(t, "a", 1));
     assert_int_equal(ids[n_ids - 2], nb_tokenizer_find(t, "<tool>", 6));
@@ -472,10 +494,10 @@ static void test_bad_text(void **state)
     static const struct {
         const char *text, *says;
     } rows[] = {
-        {"ab\xff", "offset 2 (byte 0xff)"},  {"\xc3", "offset 0"},
-        {"a\xc0\x80", "offset 1"},           {"\xed\xa0\x80", "offset 0"},
-        {"\xf4\x90\x80\x80", "offset 0"},    {"\xe2\x82", "offset 0"},
-        {"\xf0\x80\x80\x80", "offset 0"},    {"ok \xe2\x82\xac \x80", "offset 7"},
+        {"ab\xff", "offset 2 (byte 0xff)"}, {"\xc3", "offset 0"},
+        {"a\xc0\x80", "offset 1"},          {"\xed\xa0\x80", "offset 0"},
+        {"\xf4\x90\x80\x80", "offset 0"},   {"\xe2\x82", "offset 0"},
+        {"\xf0\x80\x80\x80", "offset 0"},   {"ok \xe2\x82\xac \x80", "offset 7"},
     };
     nb_tokenizer *t = open_fixture("gpt2.json");
     nb_error err;
@@ -522,15 +544,15 @@ static void encode_run(const nb_tokenizer *t, const char *unit, size_t n_bytes)
 static void test_long_runs(void **state)
 {
     (void)state;
-    static const char *const names[] = {"gpt2.json", "llama3.json", "digits.json", "legacy.json",
-                                        "metaspace.json", "identity.model"};
+    static const char *const names[] = {"gpt2.json",   "llama3.json",    "digits.json",
+                                        "legacy.json", "metaspace.json", "identity.model"};
     static const char *const units[] = {"a", " ", "\n", "1", "\xe4\xbd\xa0", "ab "};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         nb_tokenizer *t = open_fixture(names[i]);
         for (size_t k = 0; k < sizeof units / sizeof *units; k++) {
             /* Metaspace "first" puts nothing before a space, and the decoder still strips one. */
             if (strcmp(names[i], "metaspace.json") == 0 && units[k][0] == ' ') continue;
-            encode_run(t, units[k], (size_t)1 << 20);
+            encode_run(t, units[k], (size_t)1 << 19);
         }
         nb_tokenizer_free(t);
     }
@@ -571,9 +593,12 @@ static void test_stream(void **state)
         assert_int_equal(nb_tokenizer_stream(t, &s, id, &b, NULL), NB_OK);
         assert_int_equal(b.n_bytes, i < 3 ? 0 : i < 5 ? 4 : 8);
     }
-    assert_memory_equal(b.data, "\xf0\x9f\xa6\x99\xef\xbf\xbd" "A", 8);
-    assert_int_equal(
-        nb_tokenizer_stream(t, &s, nb_tokenizer_find(t, "<0xC3>", 6), &b, NULL), NB_OK);
+    assert_memory_equal(b.data,
+                        "\xf0\x9f\xa6\x99\xef\xbf\xbd"
+                        "A",
+                        8);
+    assert_int_equal(nb_tokenizer_stream(t, &s, nb_tokenizer_find(t, "<0xC3>", 6), &b, NULL),
+                     NB_OK);
     assert_int_equal(b.n_bytes, 8);
     nb_tokenizer_stream_end(&s, &b);
     assert_memory_equal(b.data + 8, "\xef\xbf\xbd", 3);
@@ -584,12 +609,18 @@ static void test_stream(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden_ids),     cmocka_unit_test(test_adds_bos_and_eos),
-        cmocka_unit_test(test_config_names_tokens), cmocka_unit_test(test_spm_vocab),
-        cmocka_unit_test(test_bad_vocab),      cmocka_unit_test(test_bad_json),
-        cmocka_unit_test(test_bad_spm),        cmocka_unit_test(test_truncated_spm),
-        cmocka_unit_test(test_spm_not_legacy), cmocka_unit_test(test_bad_text),
-        cmocka_unit_test(test_long_runs),      cmocka_unit_test(test_regex_bomb),
+        cmocka_unit_test(test_golden_ids),
+        cmocka_unit_test(test_adds_bos_and_eos),
+        cmocka_unit_test(test_config_names_tokens),
+        cmocka_unit_test(test_spm_vocab),
+        cmocka_unit_test(test_bad_vocab),
+        cmocka_unit_test(test_bad_json),
+        cmocka_unit_test(test_bad_spm),
+        cmocka_unit_test(test_truncated_spm),
+        cmocka_unit_test(test_spm_not_legacy),
+        cmocka_unit_test(test_bad_text),
+        cmocka_unit_test(test_long_runs),
+        cmocka_unit_test(test_regex_bomb),
         cmocka_unit_test(test_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,9 +2,9 @@
 #ifndef NB_KERNEL_X86_INT_PARAM_H
 #define NB_KERNEL_X86_INT_PARAM_H
 
+#include <immintrin.h>
 #include <string.h>
 
-#include "format/half.h"
 #include "kernel/kernel.h"
 
 static inline bool int_scales_wide(const nb_format *f, int64_t n)
@@ -23,7 +23,7 @@ static inline float int_scale(const uint8_t *scales, bool wide, int64_t group)
     }
     uint16_t h;
     memcpy(&h, scales + 2 * group, sizeof h);
-    return nb_f16_to_f32(h);
+    return _cvtsh_ss(h);
 }
 
 static inline int32_t int_zero(const nb_format *f, const uint8_t *zeros, int64_t group)

@@ -25,6 +25,7 @@ struct nb_buffer {
 struct nb_linear {
     nb_matrix w;
     int64_t row_bytes[NB_MAX_PLANES];
+    nb_dequant_fn dequant;
     float *bias; /* [n_out] or NULL */
     nb_format act;
 };
@@ -67,7 +68,7 @@ size_t nb_cpu_linear_bytes(const nb_linear *l);
 void nb_cpu_embed_forward(nb_backend *be, nb_view out, const nb_linear *w, const int32_t *ids);
 void nb_cpu_linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_linear *w, bool add);
 /* Row n of the weight as fp32. */
-void nb_cpu_dequant_row(const nb_cpu *cpu, const nb_linear *w, int64_t n, float *out);
+void nb_cpu_dequant_row(const nb_linear *w, int64_t n, float *out);
 
 /* The rows of a weight that is stored as `dtype` and aligned for it; NULL: it must be decoded. */
 const void *nb_cpu_plain_rows(const nb_linear *w, nb_dtype dtype);

@@ -30,6 +30,7 @@ nb_status nb_cpu_linear_create(nb_backend *be, const nb_linear_desc *d, nb_linea
     if (!l) return nb_fail_memory(err, "linear", sizeof *l);
     l->w = *d->w;
     l->act = d->act;
+    l->dequant = nb_kernels_find_dequant(&nb_cpu_of(be)->k, &d->w->format);
     nb_plane_spec spec[NB_MAX_PLANES];
     int n = l->w.format.family->planes(&l->w.format, l->w.n_in, spec);
     for (int i = 0; i < n; i++) l->row_bytes[i] = spec[i].row_bytes;
@@ -52,13 +53,13 @@ size_t nb_cpu_linear_bytes(const nb_linear *l)
     return (size_t)nb_matrix_bytes(&l->w) + bias;
 }
 
-void nb_cpu_dequant_row(const nb_cpu *cpu, const nb_linear *w, int64_t n, float *out)
+void nb_cpu_dequant_row(const nb_linear *w, int64_t n, float *out)
 {
     const uint8_t *plane[NB_MAX_PLANES] = {0};
     for (int i = 0; i < NB_MAX_PLANES; i++) {
         if (w->row_bytes[i]) plane[i] = w->w.plane[i] + n * w->row_bytes[i];
     }
-    nb_kernels_dequant(&cpu->k, &w->w.format, plane, w->w.n_in, out);
+    w->dequant(&w->w.format, plane, w->w.n_in, out);
 }
 
 const void *nb_cpu_plain_rows(const nb_linear *w, nb_dtype dtype)
@@ -78,7 +79,7 @@ void nb_cpu_embed_forward(nb_backend *be, nb_view out, const nb_linear *w, const
     if (!nb_fault_check_ids(&cpu->fault, "token", ids, out.rows, w->w.n_out)) return;
 #pragma omp parallel for num_threads(be->threads) if (out.rows * out.cols > NB_CPU_PARALLEL_MIN)
     for (int64_t t = 0; t < out.rows; t++) {
-        nb_cpu_dequant_row(cpu, w, ids[t], nb_cpu_row(out, t));
+        nb_cpu_dequant_row(w, ids[t], nb_cpu_row(out, t));
     }
 }
 
@@ -140,7 +141,7 @@ static void dot_row(const few_job *j, int64_t n, float *tmp, uint16_t *half)
     int64_t n_in = j->w->w.n_in;
     const float *w = j->plain_f32 ? j->plain_f32 + n * n_in : tmp;
     const uint16_t *w16 = j->plain_bf16 ? j->plain_bf16 + n * n_in : NULL;
-    if (!j->plain_f32 && !j->plain_bf16) nb_cpu_dequant_row(cpu, j->w, n, tmp);
+    if (!j->plain_f32 && !j->plain_bf16) nb_cpu_dequant_row(j->w, n, tmp);
     if (!w16 && j->be->compute == NB_COMPUTE_BF16) {
         cpu->k.bf16_from_f32(half, w, n_in);
         w16 = half;

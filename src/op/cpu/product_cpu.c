@@ -81,14 +81,13 @@ static char *thread_scratch(const job *j)
 /* Row n of w as operands. */
 static void decode_row(const job *j, int64_t n, void *out)
 {
-    const nb_cpu *cpu = nb_cpu_of(j->be);
     if (j->size == sizeof(float)) {
-        nb_cpu_dequant_row(cpu, j->w, n, out);
+        nb_cpu_dequant_row(j->w, n, out);
         return;
     }
     float *tmp = (float *)(thread_scratch(j) + j->gemm_bytes);
-    nb_cpu_dequant_row(cpu, j->w, n, tmp);
-    cpu->k.bf16_from_f32(out, tmp, j->w->w.n_in);
+    nb_cpu_dequant_row(j->w, n, tmp);
+    nb_cpu_of(j->be)->k.bf16_from_f32(out, tmp, j->w->w.n_in);
 }
 
 /* out += bias, or out = bias: the product then adds to it. */

@@ -1,0 +1,19 @@
+/* tokenizer.model: as fuzz_tokenizer_json.c, for the protobuf of SentencePiece. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "fuzz_tokenizer.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
+{
+    nb_tokenizer *t;
+    if (nb_tokenizer_from_spm(&t, data, n_bytes, NULL, 0, NULL) != NB_OK) {
+        if (t) abort();
+        return 0;
+    }
+    check_tokenizer(t);
+    nb_tokenizer_free(t);
+    return 0;
+}
