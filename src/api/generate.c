@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "api/model.h"
+#include "api/api_model.h"
 #include "base/clock.h"
 #include "run/session.h"
 

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "api/model.h"
+#include "api/api_model.h"
 #include "api/weights.h"
 
 typedef struct inspection {

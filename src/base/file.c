@@ -261,9 +261,8 @@ int64_t nb_disk_free(const char *path)
             p[1] = 0;
         } else if (slash) {
             *slash = 0;
-        } else if (strcmp(p, ".") != 0) {
-            strcpy(p, ".");
-        } else {
+        } else { /* a name in the working directory */
+            if (statvfs(".", &v) == 0) bytes = (int64_t)v.f_bavail * (int64_t)v.f_frsize;
             break;
         }
     }

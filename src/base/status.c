@@ -4,6 +4,14 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Names that come from a file may hold anything; a message is one printable line. */
+static void make_printable(char *s)
+{
+    for (; *s; s++) {
+        if ((unsigned char)*s < 0x20 || *s == 0x7f) *s = '?';
+    }
+}
+
 nb_status nb_fail(nb_error *err, nb_status status, const char *fmt, ...)
 {
     if (!err) return status;
@@ -12,6 +20,7 @@ nb_status nb_fail(nb_error *err, nb_status status, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(err->message, sizeof err->message, fmt, ap);
     va_end(ap);
+    make_printable(err->message);
     return status;
 }
 
@@ -33,6 +42,7 @@ nb_status nb_wrap(nb_error *err, nb_status status, const char *fmt, ...)
     if (used + 2 < sizeof err->message) {
         snprintf(err->message + used, sizeof err->message - used, ": %s", old);
     }
+    make_printable(err->message);
     err->status = status;
     return status;
 }

@@ -16,7 +16,7 @@
 #include <string.h>
 
 #include "base/size.h"
-#include "op/cpu/cpu.h"
+#include "op/cpu/backend_cpu.h"
 
 #define KEY_TILE   256 /* keys per product */
 #define KEY_UNIT   64  /* the last product of a tile of queries: the fewest such units */

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/size.h"
-#include "op/cpu/cpu.h"
+#include "op/cpu/backend_cpu.h"
 
 #define CHUNK 256 /* keys per task */
 

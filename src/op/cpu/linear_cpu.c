@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/size.h"
-#include "op/cpu/cpu.h"
+#include "op/cpu/backend_cpu.h"
 
 /* Rows of w per task of the dot-product path. */
 #define ROW_BLOCK 32

@@ -1,6 +1,6 @@
 /* Losses over rows of logits. A row of a real vocabulary (200 to 600 KB) stays in the core's
  * cache between the passes for its maximum and for its sum. */
-#include "op/cpu/cpu.h"
+#include "op/cpu/backend_cpu.h"
 
 void nb_cpu_nll_forward(nb_backend *be, double *nll, nb_view logits, const int32_t *targets)
 {

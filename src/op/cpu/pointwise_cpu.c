@@ -1,7 +1,7 @@
 /* Norms, positions, activations and sums: one kernel per row, rows over threads. */
 #include <assert.h>
 
-#include "op/cpu/cpu.h"
+#include "op/cpu/backend_cpu.h"
 
 void nb_cpu_norm_forward(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm)
 {

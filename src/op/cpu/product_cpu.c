@@ -11,7 +11,7 @@
  *     | ... | panel 1                  tile sizes depend on T and N alone
  */
 #include "base/size.h"
-#include "op/cpu/cpu.h"
+#include "op/cpu/backend_cpu.h"
 
 /* Measured on Zen 4 (docs/speed.md): smaller tiles lose to oneDNN's own packing, larger ones leave
  * threads without work. */

@@ -1,5 +1,5 @@
 /* Life, memory and table of the CPU backend. */
-#include "op/cpu/cpu.h"
+#include "op/cpu/backend_cpu.h"
 
 #include <assert.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* Public: models, text, quality figures. */
-#include "api/model.h"
+#include "api/api_model.h"
 
 #include <stdlib.h>
 #include <string.h>
