@@ -1,4 +1,4 @@
-# GNU make. `make` builds bin/nibble and the library; `make check` installs what is missing, builds
+# GNU make. `make` builds build/nibble and the library; `make check` installs what is missing, builds
 # and runs every test; `make demo` shows the whole tool on a real model. No list of files anywhere:
 # a new file is found by its place, its ISA by its suffix (_avx2, _avx512, ...).
 SHELL := /bin/bash
@@ -20,6 +20,9 @@ BUILD := build/san
 endif
 
 LIB_SRC := $(wildcard src/*/*.c src/*/*/*.c)
+ifeq ($(findstring x86_64,$(shell $(CC) -dumpmachine)),)
+LIB_SRC := $(filter-out src/kernel/x86/%,$(LIB_SRC))
+endif
 CLI_SRC := $(wildcard cli/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ := $(CLI_SRC:%.c=$(BUILD)/%.o)
@@ -35,7 +38,6 @@ $(BUILD)/src/base/%.o $(BUILD)/src/io/%.o $(BUILD)/src/token/%.o: WARN += -Wconv
 # ISA by suffix. Base code stays at the baseline of the architecture.
 $(BUILD)/%_avx2.o: ISA := -mavx2 -mfma -mf16c
 $(BUILD)/%_avx512.o: ISA := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
-# The reference ops are compiled for float and, with the suffix _f64, for double.
 $(BUILD)/src/%.o: src/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) -Isrc $(CFLAGS) $(ISA) -c $< -o $@
@@ -103,4 +105,4 @@ install: all
 clean:
 	rm -rf build
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d) $(FUZZ_OBJ:.o=.d) $(FUZZERS:=.d)
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d) $(BENCHES:=.d) $(FUZZ_OBJ:.o=.d) $(FUZZERS:=.d)

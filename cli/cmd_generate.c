@@ -42,15 +42,16 @@ static bool keep_text(output *o, const char *text, size_t n_bytes)
     return true;
 }
 
-static bool stream_text(const char *text, size_t n_bytes)
+static bool stream_text(output *o, const char *text, size_t n_bytes)
 {
+    o->n_bytes += n_bytes;
     return fwrite(text, 1, n_bytes, stdout) == n_bytes && fflush(stdout) == 0;
 }
 
 static bool on_text(void *user, const char *text, size_t n_bytes)
 {
     output *o = user;
-    if (!(o->keep ? keep_text(o, text, n_bytes) : stream_text(text, n_bytes))) o->failed = true;
+    if (!(o->keep ? keep_text(o, text, n_bytes) : stream_text(o, text, n_bytes))) o->failed = true;
     return !o->failed && !cli_interrupted();
 }
 
@@ -81,7 +82,7 @@ static nb_status generate(nb_model *m, cli_args *args, output *o, nb_error *err)
     nb_generate_result result;
     nb_status st = nb_generate(m, args->prompt, strlen(args->prompt), &args->generate, on_text, o,
                                &result, err);
-    if (!args->json) putchar('\n');
+    if (!args->json && (st == NB_OK || o->n_bytes > 0)) putchar('\n');
     if (st != NB_OK) return st;
     if (cli_interrupted()) return cli_fail(err, NB_EINTERRUPTED, "interrupted");
     if (o->failed && o->keep) {

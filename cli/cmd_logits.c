@@ -46,7 +46,11 @@ static nb_status read_tokens(const char *list_or_file, int32_t **ids, size_t *n,
     size_t n_bytes = strlen(list_or_file);
     nb_status st = NB_OK;
     if (!is_list(list_or_file)) st = nb_file_read(list_or_file, &file, &n_bytes, err);
-    if (st != NB_OK) return st;
+    if (st != NB_OK) {
+        char why[sizeof err->message];
+        memcpy(why, err->message, sizeof why);
+        return cli_fail(err, st, "--tokens: no list of ids, so a file: %.400s", why);
+    }
     *ids = malloc((n_bytes / 2 + 1) * sizeof **ids);
     if (*ids)
         st = parse_tokens(file ? file : list_or_file, *ids, n, err);

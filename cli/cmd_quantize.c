@@ -10,14 +10,14 @@
 static const cli_option options[] = {
     {"out", 'o', CLI_STRING, AT(out), 0, "DIR", "directory to make"},
     {"recipe", 0, CLI_STRING, AT(recipe), 0, "NAME|FILE.yaml", "how: formats and steps"},
-    {"weights", 0, CLI_STRING, Q(weights), 0, "FORMAT", "of weights: int4:g128, int3:row, ..."},
+    {"weights", 0, CLI_STRING, Q(weights), 0, "FORMAT", "of weights: int4:g128, mxfp4, ..."},
     {"acts", 0, CLI_STRING, Q(acts), 0, "FORMAT", "of activations"},
     {"kv", 0, CLI_STRING, Q(kv), 0, "FORMAT", "of the KV cache"},
     {"method", 0, CLI_STRING, Q(method), 0, "STEPS", "comma-separated: minmax,nearest"},
     {"calib", 0, CLI_LIST, AT(calib), 0, "FILE", "UTF-8 calibration text; repeatable"},
     {"samples", 0, CLI_INT, Q(samples), 1, "N", "calibration windows"},
     {"seqlen", 0, CLI_INT, Q(seqlen), 1, "N", "tokens per calibration window"},
-    {"epochs", 0, CLI_INT, Q(epochs), 0, "N", "passes over them where a step learns"},
+    {"epochs", 0, CLI_INT, Q(epochs), 1, "N", "passes over them where a step learns"},
     {"batch", 0, CLI_INT, Q(batch), 1, "N", "windows per learning step"},
     {"seed", 's', CLI_INT64, Q(seed), 0, "N", "seed of windows and learning"},
     {0},
@@ -47,6 +47,8 @@ static nb_status print_result(const nb_quantize_result *q, const cli_args *args,
     cli_print_bytes(&r, "estimated_memory", plan ? "memory, estimated" : NULL, q->estimated_memory);
     cli_print_bytes(&r, "peak_rss", plan ? NULL : "peak memory", q->peak_rss);
     cli_print_real(&r, "seconds", plan ? NULL : "seconds", q->seconds, 1);
+    if (plan)
+        cli_print_real(&r, "estimated_seconds", "seconds, estimated", q->estimated_seconds, 1);
     return cli_print_end(&r, err);
 }
 
@@ -85,9 +87,18 @@ const cli_command cmd_quantize = {
     .name = "quantize",
     .usage = "MODEL -o DIR (--recipe NAME|FILE.yaml | --weights FORMAT) [options]",
     .summary = "make a smaller model",
-    .details = "Options override the recipe. Groups run along the input dimension. Formats are\n"
-               "int4:g128 (groups of 128), int4:row (one scale a row), mxfp4, dialect:b32, ...;\n"
-               "an unknown word is answered with the list of all.",
+    .details =
+        "Options override the recipe. Formats of weights, in groups along the input dimension:\n"
+        "\n"
+        "  integers        int4:g128 (groups of 128), int3:row, int8:g64:sym (no zero point)\n"
+        "  small floats    fp4:g256 fp4e3m0:g128 fp6:row fp6e3m2:g64 fp8:row fp8e5m2:row\n"
+        "  by powers of 2  fp4:g64:m1 fp4:g256:m2\n"
+        "  microscaling    mxfp4 mxfp6 mxfp6e3m2 mxfp8 mxfp8e5m2 mxint8\n"
+        "  NVFP4           nvfp4 nvfp4:46\n"
+        "  BlockDialect    dialect:b16 dialect:b32 dialect:b64 dialect:b128\n"
+        "  left alone      f16 bf16 f32\n"
+        "\n"
+        "An unknown word is answered with the list of all.",
     .groups = {options, work_options, cli_run_options, cli_output_options},
     .run = run,
 };

@@ -263,7 +263,7 @@ static nb_status take_option(cli_args *args, const cli_option *o, const char *at
         value = argv[++*i];
     }
     if (store_value(o, (char *)args + o->offset, value)) return NB_OK;
-    if (o->min != 0) {
+    if (o->type == CLI_INT || o->type == CLI_INT64 || o->type == CLI_FLOAT) {
         return cli_fail(err, NB_EUSAGE, "--%s: expected %s, at least %g, got '%s'", o->name,
                         describe_type(o), o->min, value);
     }

@@ -209,6 +209,7 @@ typedef struct nb_quantize_result {
     double seconds;
     int64_t peak_rss;         /* bytes, of the whole process                                  */
     int64_t estimated_memory; /* bytes: filled by dry_run as well                             */
+    double estimated_seconds; /* dry_run only                                                 */
     int n_blocks, n_resumed;  /* blocks in all; blocks taken over from an earlier run         */
 } nb_quantize_result;
 

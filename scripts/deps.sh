@@ -47,13 +47,15 @@ sudo=()
 if ((EUID != 0)); then
     command -v sudo >/dev/null ||
         { echo "deps: as root: apt-get install ${missing[*]}" >&2; exit 4; }
-    sudo=(sudo)
+    sudo=(sudo env DEBIAN_FRONTEND=noninteractive) # sudo drops the variable set here
 fi
-echo "deps: will install with apt-get: ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
-"${sudo[@]}" apt-get update -qq
+echo "deps: missing: ${missing[*]}"
+echo "deps: apt-get update"
+"${sudo[@]}" apt-get -o Acquire::Retries=3 update -qq
 if [[ " ${wanted[*]} " == *" clang "* ]]; then # its version is known only now on a bare system
     mapfile -t missing < <(missing_of "${missing[@]}" "$(runtime_of_clang)" | sort -u)
 fi
-"${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+echo "deps: apt-get install ${missing[*]}"
+"${sudo[@]}" apt-get -o Acquire::Retries=3 install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 echo "deps: done"

@@ -77,7 +77,7 @@ void nb_describe_source(const nb_source *s, nb_model_info *out)
         .n_ctx = c->n_ctx,
         .n_params = count_params(c),
         .kv_bytes_per_token =
-            (size_t)c->n_layers * 2 * (size_t)(c->n_kv_heads * c->head_dim) * sizeof(float),
+            (size_t)c->n_layers * 2 * (size_t)c->n_kv_heads * (size_t)c->head_dim * sizeof(float),
     };
 }
 

@@ -30,9 +30,15 @@ static nb_status check(const nb_model *m, const nb_generate_options *o, nb_error
     if (!m->tokenizer) return nb_fail(err, NB_EUSAGE, "generate: the model has no tokenizer");
     if (o->n_predict < 0)
         return nb_fail(err, NB_EUSAGE, "n_predict %d: expected >= 0", o->n_predict);
-    if (!(o->temperature >= 0)) return nb_fail(err, NB_EUSAGE, "temperature: expected >= 0");
-    if (!(o->top_p > 0 && o->top_p <= 1)) return nb_fail(err, NB_EUSAGE, "top_p: expected (0, 1]");
-    if (!(o->min_p >= 0 && o->min_p < 1)) return nb_fail(err, NB_EUSAGE, "min_p: expected [0, 1)");
+    if (!(o->temperature >= 0)) {
+        return nb_fail(err, NB_EUSAGE, "temperature %g: expected >= 0", (double)o->temperature);
+    }
+    if (!(o->top_p > 0 && o->top_p <= 1)) {
+        return nb_fail(err, NB_EUSAGE, "top_p %g: expected > 0 and <= 1", (double)o->top_p);
+    }
+    if (!(o->min_p >= 0 && o->min_p < 1)) {
+        return nb_fail(err, NB_EUSAGE, "min_p %g: expected >= 0 and < 1", (double)o->min_p);
+    }
     return NB_OK;
 }
 

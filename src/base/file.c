@@ -216,9 +216,13 @@ static nb_status remove_tree(const char *path, int depth, nb_error *err)
     return st;
 }
 
+/* A link goes, what it points to stays. */
 nb_status nb_remove_tree(const char *path, nb_error *err)
 {
-    return nb_path_exists(path) ? remove_tree(path, 0, err) : NB_OK;
+    struct stat s;
+    if (lstat(path, &s) != 0) return errno == ENOENT ? NB_OK : fail_errno(err, "stat", path);
+    if (S_ISDIR(s.st_mode)) return remove_tree(path, 0, err);
+    return unlink(path) == 0 ? NB_OK : fail_errno(err, "remove", path);
 }
 
 nb_status nb_rename(const char *from, const char *to, nb_error *err)

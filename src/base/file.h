@@ -33,7 +33,7 @@ void nb_outfile_abort(nb_outfile *f); /* removes the temporary file and frees f 
 nb_status nb_write_file(const char *path, const void *data, size_t n_bytes, nb_error *err);
 
 nb_status nb_make_dir(const char *path, nb_error *err); /* an existing directory is fine */
-/* Removes a directory and what lies in it, at any depth; a missing one is fine. */
+/* Removes a directory and what lies in it, or a file or link; a missing one is fine. */
 nb_status nb_remove_tree(const char *path, nb_error *err);
 nb_status nb_rename(const char *from, const char *to, nb_error *err); /* + fsync of the parent */
 bool nb_path_exists(const char *path);

@@ -34,6 +34,20 @@ static nb_status set_paths(nb_outdir *d, const char *out, nb_error *err)
     return d->partial && d->replaced ? NB_OK : nb_fail_memory(err, out, n);
 }
 
+/* Said before the source is read: that may take minutes. */
+static nb_status check_parent(const char *out, nb_error *err)
+{
+    const char *slash = strrchr(out, '/');
+    if (!*out) return nb_fail(err, NB_EUSAGE, "the name of the directory to make is empty");
+    if (!slash || slash == out) return NB_OK;
+    char *parent = strndup(out, (size_t)(slash - out));
+    if (!parent) return nb_fail_memory(err, out, strlen(out));
+    bool found = nb_path_is_dir(parent);
+    free(parent);
+    if (found) return NB_OK;
+    return nb_fail(err, NB_EUSAGE, "%s: the directory it shall lie in is not there", out);
+}
+
 static bool has_file(const char *dir, const char *name)
 {
     char *path = nb_path_join(dir, name);
@@ -75,7 +89,7 @@ static nb_status look_at_out(nb_outdir *d, const nb_quantize_options *opt, json_
     if (opt->resume && same) {
         remove_journal(d->out);
         d->complete = true;
-        return NB_OK;
+        return nb_remove_tree(d->replaced, err);
     }
     if (!opt->force) {
         return nb_fail(err, NB_EUSAGE,
@@ -133,6 +147,7 @@ nb_status nb_outdir_check(nb_outdir *d, const nb_quantize_options *opt, nb_error
 {
     *d = (nb_outdir){0};
     NB_TRY(set_paths(d, opt->out, err));
+    NB_TRY(check_parent(d->out, err));
     if (opt->resume || opt->force) return NB_OK;
     if (nb_path_exists(d->out)) {
         return nb_fail(err, NB_EUSAGE, "%s: exists; replace it with --force", d->out);

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "calib/convert.h"
+#include "calib/estimate.h"
 #include "calib/pipeline.h"
 #include "calib/shard.h"
 
@@ -381,6 +382,7 @@ static void describe(const nb_calib *c, nb_quantize_result *out)
     out->n_quantized = c->plan.n_quantized;
     out->bits_per_weight = nb_plan_bits(&c->plan);
     out->estimated_memory = c->plan.memory;
+    out->estimated_seconds = c->estimated_seconds;
     out->n_blocks = n_layers;
     out->n_resumed = c->dir.complete ? n_layers : resumed > 0 ? resumed : 0;
     if (!c->opt->dry_run) out->bytes = measure_out(c);
@@ -394,7 +396,7 @@ static nb_status run_all(nb_calib *c, nb_error *err)
     NB_TRY(nb_arena_create(&c->scratch, err));
     NB_TRY(open_source(c, err));
     NB_TRY(nb_plan_check(&c->plan, c->opt, err));
-    if (c->opt->dry_run) return NB_OK;
+    if (c->opt->dry_run) return nb_estimate_seconds(c, &c->estimated_seconds, err);
     NB_TRY(begin(c, err));
     return c->dir.complete ? NB_OK : run_loop(c, err);
 }

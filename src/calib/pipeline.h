@@ -17,9 +17,10 @@ typedef struct nb_calib {
     nb_backend *be;
     nb_flow *flow; /* NULL: no calibration text */
     nb_outdir dir;
-    nb_arena *arena;   /* what lives as long as a block is at work */
-    nb_arena *scratch; /* of one matrix */
-    int n_resumed;     /* shards taken over */
+    nb_arena *arena;          /* what lives as long as a block is at work */
+    nb_arena *scratch;        /* of one matrix */
+    int n_resumed;            /* shards taken over */
+    double estimated_seconds; /* dry_run */
 } nb_calib;
 
 /* Everything beside the shards, into OUT.partial: index, config, recipe, tokenizer, report. */

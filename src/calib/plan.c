@@ -1,5 +1,6 @@
 #include "calib/plan.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "base/file.h"
@@ -118,10 +119,11 @@ nb_status nb_plan_check(const nb_plan *p, const nb_quantize_options *opt, nb_err
                        "shorter --seqlen need less",
                        (long long)(p->memory >> 20), (long long)(opt->memory >> 20));
     }
-    int64_t free_bytes = opt->dry_run ? -1 : nb_disk_free(opt->out);
+    if (opt->dry_run || opt->resume) return NB_OK; /* resumed: a part is on the disk already */
+    int64_t free_bytes = nb_disk_free(opt->out);
     if (free_bytes >= 0 && free_bytes < p->bytes) {
-        return nb_fail(err, NB_ERESOURCE, "%s: needs %lld MiB of disk, free are %lld MiB", opt->out,
-                       (long long)(p->bytes >> 20), (long long)(free_bytes >> 20));
+        return nb_fail(err, NB_ERESOURCE, "%s: needs %.1f MiB of disk, free are %.1f MiB", opt->out,
+                       ldexp((double)p->bytes, -20), ldexp((double)free_bytes, -20));
     }
     return NB_OK;
 }

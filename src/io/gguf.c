@@ -32,11 +32,12 @@ typedef struct cursor {
 /* *p: the next n bytes. */
 static nb_status take(cursor *c, const uint8_t **p, size_t n, const char *what, nb_error *err)
 {
-    *p = c->data + c->pos;
+    *p = NULL;
     if (n > c->n_bytes - c->pos) {
         return nb_fail(err, NB_EINPUT, "%s at byte %zu: needs %zu bytes, file has %zu more", what,
                        c->pos, n, c->n_bytes - c->pos);
     }
+    *p = c->data + c->pos;
     c->pos += n;
     return NB_OK;
 }

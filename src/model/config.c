@@ -6,8 +6,10 @@
 
 #include "model/family.h"
 
-/* Bounds that keep every product of two of these inside 63 bits; real models are far below. */
+/* Real models are far below. A block has at most 7 MAX_WIDTH^2 weights, all blocks MAX_LAYERS
+ * times as many: these bounds keep every such product inside 63 bits. */
 #define MAX_DIM    (1 << 24)
+#define MAX_WIDTH  (1 << 21)
 #define MAX_LAYERS (1 << 14)
 
 /* ---- config.json ------------------------------------------------------------------------ */
@@ -251,7 +253,7 @@ static nb_status gguf_rope_factors(nb_config *c, const nb_checkpoint *ck, nb_err
         }
         nb_rope_divisors(c, mine);
         for (int64_t i = 0; i < n && st == NB_OK; i++) {
-            if (fabs(stored[i] - mine[i]) > 1e-3 * mine[i]) {
+            if (!(fabs(stored[i] - mine[i]) <= 1e-3 * mine[i])) { /* NaN is no match either */
                 st = nb_fail(err, NB_EINPUT, "%s[%lld]: %g, expected %g as Llama 3 scales", t->name,
                              (long long)i, (double)stored[i], mine[i]);
             }
@@ -345,6 +347,23 @@ static nb_status from_gguf(nb_config *c, const nb_checkpoint *ck, nb_error *err)
 
 /* ---- both ------------------------------------------------------------------------------- */
 
+static nb_status check_widths(const nb_config *c, nb_error *err)
+{
+    const struct {
+        const char *name;
+        int64_t value;
+    } widths[] = {{"hidden size", c->n_embd},
+                  {"FFN width", c->n_ffn},
+                  {"heads x head size", (int64_t)c->n_heads * c->head_dim}};
+    for (size_t i = 0; i < NB_COUNT(widths); i++) {
+        if (widths[i].value > MAX_WIDTH) {
+            return nb_fail(err, NB_EINPUT, "configuration: %s %lld: expected at most %d",
+                           widths[i].name, (long long)widths[i].value, MAX_WIDTH);
+        }
+    }
+    return NB_OK;
+}
+
 nb_status nb_config_check(const nb_config *c, nb_error *err)
 {
     const struct {
@@ -359,6 +378,7 @@ nb_status nb_config_check(const nb_config *c, nb_error *err)
             return nb_fail(err, NB_EINPUT, "configuration: %s missing or 0", positive[i].name);
         }
     }
+    NB_TRY(check_widths(c, err));
     if (c->n_heads % c->n_kv_heads != 0) {
         return nb_fail(err, NB_EINPUT, "configuration: %d heads are no multiple of %d KV heads",
                        c->n_heads, c->n_kv_heads);

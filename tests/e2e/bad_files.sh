@@ -14,7 +14,7 @@ while read -r path; do
     n=$((n + 1))
     name="${path#"$scratch"/}"
     expect 3 "inspect $name" "$NIBBLE" inspect "$path"
-    [[ $err == "nibble: "?* ]] || fail "$name is explained" "message: $err"
+    [[ $err == "nibble: $path"*": "?* ]] || fail "$name is explained" "message: $err"
 done < <(find "$scratch" -mindepth 2 -maxdepth 2 | sort)
 if ((n >= 40)); then pass "at least 40 bad files"
 else fail "at least 40 bad files" "found $n"; fi

@@ -1,42 +1,100 @@
 #!/usr/bin/env bash
 # docs/format.md is enough: a reader written from it alone gives the library's values, exactly.
+# The cases are made first and compared at the end, by one run of Python.
 source "$(dirname "$0")/tap.bash"
+cases=$scratch/cases # case/q: the directory that quantize made; case/values: the library's reading
+mkdir "$cases"
 
-compare() { # name, directory made by quantize
-    mkdir "$scratch/values"
-    "$BUILD/tests/test_calib" "$2" "$scratch/values" || fail "$1: dump" "test_calib failed"
-    reason=$("$PYTHON" -c '
-import sys
-from pathlib import Path
-import numpy as np
-sys.path.insert(0, "tests/spec")
-from read_nibble import read_model
-mine, n = read_model(sys.argv[1]), 0
-for file in Path(sys.argv[2]).iterdir():
-    name = file.name.removesuffix(".f32")
-    assert name in mine, name + " is missing"
-    a, b = mine[name].astype("<f4").ravel(), np.fromfile(file, "<f4")
-    assert a.size == b.size, f"{name}: {a.size} values, expected {b.size}"
-    assert np.array_equal(a, b), f"{name}: {(a != b).sum()} of {a.size} values differ"
-    n += 1
-assert n > 4, f"{n} matrices"' "$2" "$scratch/values" 2>&1) && pass "$1" || fail "$1" "$reason"
-    rm -rf "$scratch/values"
+dump() { # case
+    mkdir "$cases/$1/values"
+    expect 0 "read $1" "$BUILD/tests/test_calib" "$cases/$1/q" "$cases/$1/values"
 }
 
-check() { # model, options of quantize
-    local model=$1 name="${1##*/} ${*:2}"
-    shift
-    expect 0 "quantize $name" "$NIBBLE" quantize "$model" -o "$scratch/q" --force "$@"
-    compare "$name" "$scratch/q"
+check() { # case, model, options of quantize
+    mkdir "$cases/$1"
+    expect 0 "quantize $1" "$NIBBLE" quantize "$2" -o "$cases/$1/q" -t 1 "${@:3}"
+    dump "$1"
+}
+
+judge() { # Python that defines cases() and check(), its arguments
+    "$PYTHON" -W ignore -c "
+import sys
+from pathlib import Path
+sys.path.insert(0, 'tests/spec')
+from read_nibble import *
+$1
+failed = 0
+for name, case in cases():
+    try:
+        check(case)
+        print('ok', name)
+    except Exception as e:
+        print(f'not ok {name}\n    {type(e).__name__}: {e}')
+        failed += 1
+sys.exit(failed > 0)" "${@:2}" || n_failed=$((n_failed + 1))
 }
 
 for bits in 2 3 4 5 6 7 8; do
-    check tests/golden/llama-text --weights "int$bits:g16"
-    check tests/golden/llama-text --weights "int$bits:row:sym"
+    check "int$bits:g16" tests/golden/llama-text --weights "int$bits:g16"
+    check "int$bits:row:sym" tests/golden/llama-text --weights "int$bits:row:sym"
 done
-check tests/golden/llama-text --weights bf16
-check tests/golden/llama-text --weights int4:g24 --method mse,nearest
-check tests/golden/gguf-llama/model.gguf --weights int3:g128
+check bf16 tests/golden/llama-text --weights bf16
+check mse tests/golden/llama-text --weights int4:g24 --method mse,nearest
+check gguf tests/golden/gguf-llama/model.gguf --weights int3:g128
 printf 'weights: int4:g16\nembedding: int8:g8\n' >"$scratch/r.yaml"
-check tests/golden/llama-text --recipe "$scratch/r.yaml"
+check recipe tests/golden/llama-text --recipe "$scratch/r.yaml"
+
+# Every family and option on rows of several groups, and on planes of any bytes.
+"$PYTHON" tests/spec/wide_model.py make "$scratch/wide"
+for word in int4:g64 int3:row:sym fp4:g256 fp4:g64:m1 fp4:g256:m2 fp4:g24:m2:floor \
+    fp4e3m0:g128 fp4e3m0:row:m1:ceil:paper fp6:row fp6e3m2:g64:paper fp8:row fp8:g64 fp8e5m2:row \
+    mxfp4 mxfp4:ceil mxfp6 mxfp6e3m2 mxfp8 mxfp8e5m2 mxint8 nvfp4 nvfp4:46 \
+    dialect:b16 dialect:b32 dialect:b64:2s dialect:b128:mse:bd5; do
+    check "wide $word" "$scratch/wide" --weights "$word"
+    mkdir "$cases/any bytes $word"
+    cp -r "$cases/wide $word/q" "$cases/any bytes $word"
+done
+"$PYTHON" tests/spec/wide_model.py scramble "$cases/any bytes "*/q
+for dir in "$cases/any bytes "*; do dump "${dir##*/}"; done
+
+judge '
+def cases():
+    return [(p.name, p) for p in sorted(Path(sys.argv[1]).iterdir())]
+
+def check(case):
+    mine, n = read_model(case / "q"), 0
+    for file in (case / "values").iterdir():
+        name = file.name.removesuffix(".f32")
+        assert name in mine, name + " is missing"
+        a, b = mine[name].astype("<f4").ravel(), np.fromfile(file, "<f4")
+        assert a.size == b.size, f"{name}: {a.size} values, expected {b.size}"
+        differ = (a.view("<u4") != b.view("<u4")) & ~(np.isnan(a) & np.isnan(b))
+        assert not differ.any(), f"{name}: {differ.sum()} of {a.size} values differ"
+        n += 1
+    assert n > 4, f"{n} matrices"' "$cases"
+
+# The examples of section 5: word, values -> bytes of the planes.
+judge '
+def cases():
+    return [(line.strip(), line) for line in Path("docs/format.md").read_text().splitlines()
+            if "  ->  " in line]
+
+def check(line):
+    left, right = line.split("->")
+    word, *values = left.split()
+    specs, data, planes = plane_specs(word, len(values)), right.split("|"), {}
+    assert len(data) == len(specs), f"{len(data)} planes, expected {len(specs)}"
+    for (plane, (dtype, _)), raw in zip(specs.items(), data):
+        planes[plane] = dtype, np.frombuffer(bytes.fromhex(raw), DTYPES[dtype])[None]
+    got = dequantize(word, len(values), planes)[0].tolist()
+    assert got == [float(v) for v in values], got'
+
+# Bits per weight in docs/formats.md: first and last column of its table.
+"$PYTHON" tests/spec/wide_model.py make "$scratch/holes" 1024
+while read -r word bits; do
+    expect 0 "plan $word" "$NIBBLE" quantize "$scratch/holes" -o "$scratch/plan" --weights "$word" \
+        -t 1 --dry-run --json
+    got=$(grep -oP '"bits_per_weight": \K[0-9.]+' <<<"$out")
+    same "bits per weight of $word" "$bits" "${got%.0}"
+done < <(sed -nE 's/^\| `([^`]+)` .* \| ([0-9.]+) \|$/\1 \2/p' docs/formats.md)
 finish

@@ -13,20 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1", "F8_E4M3": "u1",
+          "F8_E5M2": "u1"}
+
 
 def read_safetensors(path):
-    """name -> (dtype word, array); BF16 as uint16."""
+    """name -> (dtype word, array); BF16 as uint16, 8-bit floats as uint8."""
     data = path.read_bytes()
     (n_header,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + n_header])
-    types = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
     out = {}
     for name, t in header.items():
         if name == "__metadata__":
             continue
         begin, end = t["data_offsets"]
         raw = data[8 + n_header + begin : 8 + n_header + end]
-        out[name] = (t["dtype"], np.frombuffer(raw, types[t["dtype"]]).reshape(t["shape"]))
+        out[name] = (t["dtype"], np.frombuffer(raw, DTYPES[t["dtype"]]).reshape(t["shape"]))
     return out
 
 
@@ -36,6 +38,88 @@ def to_fp32(dtype, a):
     return a.astype(np.float32)
 
 
+# ---- section 3: format words --------------------------------------------------------------------
+
+MINIFLOATS = {"e2m1": (2, 1), "e3m0": (3, 0), "e2m3": (2, 3), "e3m2": (3, 2), "e4m3": (4, 3),
+              "e5m2": (5, 2)}
+FLOAT_NAMES = {"fp4": "e2m1", "fp4e3m0": "e3m0", "fp6": "e2m3", "fp6e3m2": "e3m2", "fp8": "e4m3",
+               "fp8e5m2": "e5m2"}
+NAME = "|".join(FLOAT_NAMES)
+
+
+def parse_word(word):
+    """-> family, type of the codes, their bits, group (0: the whole row), option."""
+    if m := re.fullmatch(r"int([2-8]):(row|g(\d+))(:sym)?", word):
+        return "int", "int", int(m[1]), int(m[3] or 0), m[4] or ""
+    if m := re.fullmatch(rf"({NAME}):(row|g(\d+))((:m1|:m2)(:floor|:ceil)?)?(:paper)?", word):
+        t = FLOAT_NAMES[m[1]]
+        return "fp", t, 1 + sum(MINIFLOATS[t]), int(m[3] or 0), m[5] or ""
+    if m := re.fullmatch(rf"mx({NAME}|int8)(:ceil)?", word):
+        t = FLOAT_NAMES.get(m[1], "int8")
+        if t != "e3m0":
+            return "mx", t, 8 if t == "int8" else 1 + sum(MINIFLOATS[t]), 32, ""
+    if re.fullmatch(r"nvfp4(:46)?", word):
+        return "nvfp4", "e2m1", 4, 16, ""
+    if m := re.fullmatch(r"dialect:b(16|32|64|128)(:mse|:2s)?(:bd5)?", word):
+        return "dialect", "dialect", 4, int(m[1]), ""
+    raise ValueError(f"unknown format {word}")
+
+
+# ---- section 4: values --------------------------------------------------------------------------
+
+DIALECTS = np.array([[0, 1, 2, 3, 4, *top] for top in (
+    (6, 11, 15), (6, 9, 15), (6, 11, 14), (6, 9, 14), (6, 10, 13), (6, 8, 13), (6, 10, 12),
+    (6, 8, 12), (6, 9, 11), (6, 7, 11), (6, 9, 10), (6, 7, 10), (6, 8, 9), (6, 7, 9), (6, 7, 8),
+    (5, 6, 8))], np.float32)
+
+
+def minifloat_values(t):
+    """fp32 value of every code of the type."""
+    e_bits, m_bits = MINIFLOATS[t]
+    code = np.arange(1 << (1 + e_bits + m_bits))
+    e, m = code >> m_bits & (1 << e_bits) - 1, code & (1 << m_bits) - 1
+    bias = 2 ** (e_bits - 1) - 1
+    value = np.where(e > 0, 1 + m / 2**m_bits, m / 2**m_bits) * 2.0 ** (np.maximum(e, 1) - bias)
+    if t == "e4m3":
+        value[code & 0x7F == 0x7F] = np.nan
+    if t == "e5m2":
+        value[e == 31] = np.where(m[e == 31] > 0, np.nan, np.inf)
+    return np.where(code >> (e_bits + m_bits), -value, value).astype(np.float32)
+
+
+def power_of_two(k):
+    return np.ldexp(np.float32(1), k.astype(np.int32))
+
+
+def e8m0(byte, bias):
+    """2^(byte - bias); 255 is NaN."""
+    return np.where(byte == 255, np.float32(np.nan), power_of_two(byte.astype(np.int32) - bias))
+
+
+def code_values(t, codes):
+    if t == "int8":
+        return codes.view(np.int8).astype(np.float32) / np.float32(64)
+    return minifloat_values(t)[codes]
+
+
+def group_scales(family, option, planes, n_groups):
+    """[n_out, n_groups] factors in fp32."""
+    if family == "mx":
+        return e8m0(planes["scales"], 127)
+    if family == "nvfp4":
+        return minifloat_values("e4m3")[planes["scales"]] * planes["bases"]
+    if family == "dialect":
+        return e8m0(planes["scales"], 128)
+    if option == ":m1":
+        return power_of_two(planes["exponents"])
+    if option == ":m2":
+        return np.ldexp(planes["bases"], -unpack_bits(planes["exponents"], 4, n_groups))
+    return planes["scales"].astype(np.float32)
+
+
+# ---- section 5: planes and bits -----------------------------------------------------------------
+
+
 def unpack_bits(rows, bits, n):
     """[n_out, bytes] -> [n_out, n] integers of `bits` bits, lowest bit first."""
     stream = np.unpackbits(rows, axis=1, bitorder="little")[:, : n * bits]
@@ -43,26 +127,53 @@ def unpack_bits(rows, bits, n):
     return (stream.reshape(len(rows), n, bits) * weights).sum(axis=2).astype(np.int32)
 
 
-def parse_word(word):
-    """'int4:g128:sym' -> bits, group (0: the whole row), sym."""
-    m = re.fullmatch(r"int([2-8]):(row|g(\d+))(:sym)?", word)
-    if not m:
-        raise ValueError(f"unknown format {word}")
-    return int(m[1]), int(m[3] or 0), m[4] is not None
-
-
-def dequantize(word, n_in, codes, scales, zeros):
-    bits, group, sym = parse_word(word)
+def plane_specs(word, n_in):
+    """Plane -> (dtype word, columns)."""
+    family, t, bits, group, option = parse_word(word)
     n_groups = -(-n_in // group) if group else 1
-    assert codes.shape[1] == -(-n_in * bits // 8) and scales.shape[1] == n_groups
-    code = unpack_bits(codes, bits, n_in)
-    if sym:
-        zero = np.full(scales.shape, 2 ** (bits - 1) - 1, np.int32)
-    else:
-        assert zeros.shape[1] == -(-n_groups * bits // 8)
-        zero = unpack_bits(zeros, bits, n_groups)
+    half = -(-n_groups // 2)
+    out = {"codes": ({"e4m3": "F8_E4M3", "e5m2": "F8_E5M2", "int8": "I8"}.get(t, "U8"),
+                     -(-n_in * bits // 8))}
+    if family in ("int", "fp") and option in ("", ":sym"):
+        out["scales"] = ("F16", n_groups)
+    if family == "int" and option == "":
+        out["zeros"] = ("U8", -(-n_groups * bits // 8))
+    if family in ("mx", "dialect"):
+        out["scales"] = ("U8", n_groups)
+    if family == "dialect":
+        out["dialects"] = ("U8", half)
+    if family == "nvfp4":
+        out["scales"] = ("F8_E4M3", n_groups)
+    if family == "fp" and option:
+        out["exponents"] = ("I8", n_groups) if option == ":m1" else ("U8", half)
+    if family == "nvfp4" or option == ":m2":
+        out["bases"] = ("F32", 1)
+    return out
+
+
+def dequantize(word, n_in, planes):
+    """planes: name -> (dtype word, array [n_out, columns])."""
+    specs = plane_specs(word, n_in)
+    found = {p: (dtype, a.shape[1]) for p, (dtype, a) in planes.items()}
+    assert found == specs, f"{word}: planes {found}, expected {specs}"
+    planes = {p: a for p, (_, a) in planes.items()}
+    family, t, bits, group, option = parse_word(word)
+    n_groups = -(-n_in // group) if group else 1
     g = np.arange(n_in) // group if group else np.zeros(n_in, int)
-    return (code - zero[:, g]).astype(np.float32) * scales.astype(np.float32)[:, g]
+    code = unpack_bits(planes["codes"].view(np.uint8), bits, n_in)
+    scale = group_scales(family, option, planes, n_groups)[:, g]
+    if family == "int":
+        zero = np.full((len(code), n_groups), 2 ** (bits - 1) - 1)
+        if option == "":
+            zero = unpack_bits(planes["zeros"], bits, n_groups)
+        return (code - zero[:, g]).astype(np.float32) * scale
+    if family == "dialect":
+        h = DIALECTS[unpack_bits(planes["dialects"], 4, n_groups)[:, g], code & 7]
+        return np.where(code > 8, -h, h) * scale
+    return code_values(t, code.astype(np.uint8)) * scale
+
+
+# ---- sections 1 and 2: the directory ------------------------------------------------------------
 
 
 def n_in_of(module, config):
@@ -94,11 +205,11 @@ def read_model(directory):
     assert set(tensors) == set(index["weight_map"])
     out = {}
     for module, word in q["modules"].items():
-        planes = [tensors.pop(f"{module}.weight.{p}", (None, None))[1]
-                  for p in ("codes", "scales", "zeros")]
-        out[module + ".weight"] = dequantize(word, n_in_of(module, config), *planes)
+        prefix = f"{module}.weight."
+        planes = {n[len(prefix):]: tensors.pop(n) for n in list(tensors) if n.startswith(prefix)}
+        out[module + ".weight"] = dequantize(word, n_in_of(module, config), planes)
     for name, (dtype, a) in tensors.items():
-        assert dtype != "U8", f"{name}: a plane of a module that is not listed"
+        assert dtype in ("F32", "F16", "BF16"), f"{name}: a plane of a module that is not listed"
         out[name] = to_fp32(dtype, a)
     return out
 

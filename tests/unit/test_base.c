@@ -137,6 +137,13 @@ static void files_appear_whole_or_not_at_all(void **state)
     assert_int_equal(nb_map_open(&m, sub, &err), NB_EINPUT);
     assert_int_equal(nb_outfile_open(&f, "/nonexistent/x", &err), NB_EINPUT);
     assert_null(f);
+    /* what a link points to is not ours to remove */
+    char *link = nb_path_join(dir, "link");
+    assert_int_equal(symlink(dir, link), 0);
+    assert_int_equal(nb_remove_tree(link, &err), NB_OK);
+    assert_false(nb_path_exists(link));
+    assert_int_equal(nb_file_bytes(path), 5);
+    free(link);
     assert_true(nb_disk_free(path) > 0 && nb_disk_free("no/such/dir") > 0);
     assert_int_equal(nb_remove_tree(dir, &err), NB_OK);
     assert_false(nb_path_exists(dir));

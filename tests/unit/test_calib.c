@@ -382,6 +382,7 @@ static void test_limits(void **state)
     must_run(&c);
     assert_false(nb_path_exists(in_root("limits.partial")));
     assert_true(c.result.bits_per_weight > 3 && c.result.estimated_memory > 0);
+    assert_true(c.result.estimated_seconds > 0);
 }
 
 static void test_quantized_source(void **state)

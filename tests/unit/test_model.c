@@ -74,6 +74,7 @@ static void config_faults_are_named(void **state)
         {"{" LLAMA ",\"num_key_value_heads\":3}", "2 heads are no multiple of 3 KV heads"},
         {"{" LLAMA ",\"head_dim\":99999999999}", "head_dim: expected an integer"},
         {"{" LLAMA ",\"head_dim\":3}", "even"},
+        {"{" LLAMA ",\"head_dim\":16777216}", "heads x head size 33554432: expected at most"},
         {"{" LLAMA ",\"head_dim\":\"4\"}", "head_dim: expected an integer"},
         {"{" LLAMA ",\"rms_norm_eps\":-1}", "rms_norm_eps: expected a non-negative number"},
         {"{" LLAMA ",\"tie_word_embeddings\":1}", "tie_word_embeddings: expected true or false"},
