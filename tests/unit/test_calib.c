@@ -424,8 +424,8 @@ static void test_q8_0(void **state)
     nb_matrix in = {.format = nb_format_plain(NB_Q8_0), .n_out = ROWS, .n_in = BLOCKS * 32}, out;
     in.plane[0] = bytes;
     nb_format f = nb_convert_default(&in);
-    double error;
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &error, NULL), NB_OK);
+    nb_convert_info info;
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &info, NULL), NB_OK);
     assert_string_equal(out.format.word, "int8:g32:sym");
     for (int r = 0; r < ROWS; r++) {
         nb_matrix_dequant(&in, r, 1, before);
@@ -434,7 +434,7 @@ static void test_q8_0(void **state)
     }
     bytes[34 * (BLOCKS * 3 + 1) + 1] |= 0x7c; /* an Inf or NaN as scale */
     nb_error err = {0};
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &error, &err), NB_ENUMERIC);
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &info, &err), NB_ENUMERIC);
     assert_non_null(strstr(err.message, "row 3"));
     nb_arena_free(how.arena);
     nb_arena_free(how.scratch);
@@ -459,15 +459,15 @@ static void test_by_rows(void **state)
     in.plane[0] = (const uint8_t *)w;
     nb_format f;
     assert_int_equal(nb_format_parse(&f, "int4:g128", NULL), NB_OK);
-    double error_a, error_b;
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &error_a, NULL), NB_OK);
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, false, &b, &error_b, NULL), NB_OK);
+    nb_convert_info info_a, info_b;
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &info_a, NULL), NB_OK);
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, false, &b, &info_b, NULL), NB_OK);
     assert_memory_equal(a.plane[0], b.plane[0], (size_t)rows * COLS / 2);
     assert_memory_equal(a.plane[1], b.plane[1], (size_t)rows * COLS / 128 * 2);
-    assert_true(error_a == error_b);
+    assert_true(info_a.error == info_b.error);
     w[(rows - 1) * COLS + 5] = INFINITY;
     nb_error err = {0};
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &error_a, &err), NB_ENUMERIC);
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &info_a, &err), NB_ENUMERIC);
     char where[40];
     snprintf(where, sizeof where, "[%lld, 5]", (long long)rows - 1);
     assert_non_null(strstr(err.message, where));
