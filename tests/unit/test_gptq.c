@@ -305,7 +305,8 @@ static int64_t check_row(const slow *s, int64_t row)
     const nb_format *f = &p->format;
     int64_t n = p->n_in, done = 0;
     uint8_t *codes = malloc((size_t)n);
-    nb_qparam *got = calloc((size_t)p->groups, sizeof *got), *q = calloc((size_t)p->groups, sizeof *q);
+    nb_qparam *got = calloc((size_t)p->groups, sizeof *got),
+              *q = calloc((size_t)p->groups, sizeof *q);
     float *back = calloc((size_t)n, sizeof *back);
     double *w = calloc((size_t)n, sizeof *w);
     get_row(p, row, codes, got, back);
