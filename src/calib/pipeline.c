@@ -332,8 +332,10 @@ static nb_status load_recipe(nb_calib *c, nb_error *err)
     NB_TRY(nb_recipe_override(&c->recipe, opt, err));
     NB_TRY(nb_recipe_check(&c->recipe, err));
     if (!nb_recipe_needs(&c->recipe) || opt->n_calib > 0) return NB_OK;
-    return nb_fail(err, NB_EUSAGE, "method: recipe %s needs calibration text (calib)",
-                   c->recipe.name);
+    const nb_step *step = c->recipe.steps;
+    while (!step->method->needs) step++;
+    return nb_fail(err, NB_EUSAGE, "method: step \"%s\" needs calibration text (calib)",
+                   step->word);
 }
 
 /* Windows are never longer than the model's context: a recipe's length is a wish. */
