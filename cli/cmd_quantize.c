@@ -13,7 +13,7 @@ static const cli_option options[] = {
     {"weights", 0, CLI_STRING, Q(weights), 0, "FORMAT", "of weights: int4:g128, mxfp4, ..."},
     {"acts", 0, CLI_STRING, Q(acts), 0, "FORMAT", "of activations"},
     {"kv", 0, CLI_STRING, Q(kv), 0, "FORMAT", "of the KV cache"},
-    {"method", 0, CLI_STRING, Q(method), 0, "STEPS", "comma-separated: minmax,nearest"},
+    {"method", 0, CLI_STRING, Q(method), 0, "STEPS", "comma-separated: minmax,gptq"},
     {"calib", 0, CLI_LIST, AT(calib), 0, "FILE", "UTF-8 calibration text; repeatable"},
     {"samples", 0, CLI_INT, Q(samples), 1, "N", "calibration windows"},
     {"seqlen", 0, CLI_INT, Q(seqlen), 1, "N", "tokens per calibration window"},

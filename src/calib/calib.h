@@ -14,7 +14,7 @@
 typedef struct nb_recipe {
     char name[64];
     nb_format weights, acts, kv, embedding; /* family NULL: leave alone */
-    const nb_method *steps[NB_MAX_STEPS];
+    nb_step steps[NB_MAX_STEPS];
     int n_steps;
     int samples, seqlen, epochs, batch;
     int64_t seed;
@@ -27,6 +27,8 @@ nb_status nb_recipe_parse(nb_recipe *r, const char *yaml, size_t n_bytes, nb_err
 /* Options over the recipe, then what must hold as a whole. */
 nb_status nb_recipe_override(nb_recipe *r, const nb_quantize_options *opt, nb_error *err);
 nb_status nb_recipe_check(const nb_recipe *r, nb_error *err);
+/* What its steps need, NB_NEED_...; nothing where the weights are only converted. */
+unsigned nb_recipe_needs(const nb_recipe *r);
 /* Canonical YAML; parsing it gives the same recipe. malloc'ed. */
 nb_status nb_recipe_write(const nb_recipe *r, char **yaml, size_t *n_bytes, nb_error *err);
 

@@ -154,7 +154,7 @@ static nb_status store_rows(const nb_convert *c, const char *name, const float *
 
 static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
                                const nb_matrix *out, int64_t row0, int64_t n,
-                               uint8_t *const plane[], nb_error *err)
+                               uint8_t *const plane[], nb_convert_info *info, nb_error *err)
 {
     nb_plane_spec spec[NB_MAX_PLANES];
     int n_planes = out->format.family->planes(&out->format, out->n_in, spec);
@@ -164,6 +164,8 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
                   .n_in = out->n_in,
                   .row0 = row0,
                   .w = w,
+                  .importance = c->importance,
+                  .hessian = c->hessian,
                   .threads = c->threads};
     for (int i = 0; i < n_planes; i++) job.plane[i] = plane[i] + row0 * spec[i].row_bytes;
     size_t n_clips = (size_t)(n * nb_format_groups(&out->format, out->n_in));
@@ -171,20 +173,23 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
     job.clip_hi = nb_arena_alloc(c->scratch, n_clips, sizeof(float));
     if (!job.clip_lo || !job.clip_hi) return nb_fail_memory(err, name, n_clips * sizeof(float));
     for (size_t i = 0; i < n_clips; i++) job.clip_lo[i] = job.clip_hi[i] = 1;
-    return nb_job_run(&job, c->recipe->steps, c->recipe->n_steps, err);
+    NB_TRY(nb_job_run(&job, c->recipe->steps, c->recipe->n_steps, err));
+    info->loss = job.loss;
+    memcpy(info->note, job.note, sizeof info->note);
+    return NB_OK;
 }
 
 /* ---- a matrix ------------------------------------------------------------------------------- */
 
 static nb_status convert_rows(const nb_convert *c, const char *name, const nb_matrix *in,
                               const nb_matrix *out, int64_t row0, int64_t n, uint8_t *const plane[],
-                              error_sum *sum, nb_error *err)
+                              error_sum *sum, nb_convert_info *info, nb_error *err)
 {
     nb_arena_reset(c->scratch);
     float *w = load_rows(c, in, row0, n);
     if (!w) return nb_fail_memory(err, name, (size_t)(n * in->n_in) * sizeof *w);
     if (nb_format_is_quantized(&out->format)) {
-        NB_TRY(quantize_rows(c, name, w, out, row0, n, plane, err));
+        NB_TRY(quantize_rows(c, name, w, out, row0, n, plane, info, err));
     } else {
         NB_TRY(store_rows(c, name, w, out, row0, n, plane[0], err));
     }
@@ -192,10 +197,10 @@ static nb_status convert_rows(const nb_convert *c, const char *name, const nb_ma
 }
 
 nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matrix *in,
-                            const nb_format *format, bool by_rows, nb_matrix *out, double *error,
-                            nb_error *err)
+                            const nb_format *format, bool by_rows, nb_matrix *out,
+                            nb_convert_info *info, nb_error *err)
 {
-    *error = 0;
+    *info = (nb_convert_info){.loss = -1};
     *out = (nb_matrix){.format = *format, .n_out = in->n_out, .n_in = in->n_in};
     bool plain = !nb_format_is_quantized(&in->format);
     if (plain && !nb_format_is_quantized(format) && in->format.variant == format->variant) {
@@ -212,9 +217,9 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
     nb_status st = NB_OK;
     for (int64_t row = 0; st == NB_OK && row < in->n_out; row += chunk) {
         int64_t n = nb_min_i64(chunk, in->n_out - row);
-        st = convert_rows(c, name, in, out, row, n, plane, &sum, err);
+        st = convert_rows(c, name, in, out, row, n, plane, &sum, info, err);
     }
     nb_arena_reset(c->scratch);
-    *error = sum.power > 0 ? sum.error / sum.power : 0;
+    info->error = sum.power > 0 ? sum.error / sum.power : 0;
     return st;
 }

@@ -9,15 +9,24 @@ typedef struct nb_convert {
     nb_arena *arena;         /* of the planes made */
     nb_arena *scratch;       /* reset by every call */
     int threads;
+    const float *hessian;    /* of the linear's input, for steps that need it, or NULL */
+    const float *importance; /* [n_in]: its diagonal, or NULL */
 } nb_convert;
 
-/* *out in `format`; *error is the relative squared error sum (w - w')^2 / sum w^2. Where `out` is
- * the source's own type, it borrows the source's planes. Needs n_out * n_in fp32 of scratch for a
- * whole linear; with `by_rows` at most NB_CHUNK_ELEMS at a time. NB_ENUMERIC names the row. */
+/* What is told of a matrix. */
+typedef struct nb_convert_info {
+    double error;   /* sum (w - w')^2 / sum w^2 */
+    double loss;    /* nb_job's */
+    char note[128]; /* nb_job's */
+} nb_convert_info;
+
+/* *out in `format`. Where `out` is the source's own type, it borrows the source's planes. Needs
+ * n_out * n_in fp32 of scratch for a whole linear; with `by_rows` at most NB_CHUNK_ELEMS at a time.
+ * NB_ENUMERIC names the row. */
 #define NB_CHUNK_ELEMS ((int64_t)1 << 25)
 nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matrix *in,
-                            const nb_format *format, bool by_rows, nb_matrix *out, double *error,
-                            nb_error *err);
+                            const nb_format *format, bool by_rows, nb_matrix *out,
+                            nb_convert_info *info, nb_error *err);
 
 /* What a matrix that the recipe leaves alone is stored as: floats as they are, Q8_0 as the same
  * numbers in int8:g32:sym, other block types as f16. */

@@ -13,6 +13,7 @@ struct nb_flow {
     nb_buffer *keys, *values; /* of one window: every window starts at position 0 */
     nb_view rope;
     nb_buffer *x[2]; /* [n * seqlen, C]: SOURCE, STORED */
+    nb_buffer *copy; /* [seqlen, C]: a window whose states must stay */
     float *host[2];  /* [seqlen, C] */
 };
 
@@ -23,7 +24,7 @@ int64_t nb_flow_bytes(const nb_config *cfg, int n_samples, int seqlen)
     int64_t hidden = (int64_t)seqlen * cfg->n_embd;
     int64_t wide = (int64_t)cfg->n_heads * cfg->head_dim + 2 * (int64_t)cfg->n_ffn;
     int64_t scratch = (int64_t)seqlen * (2 * cfg->n_embd + 2 * wide + 2 * kv_width(cfg));
-    return 4 * (2 * n_samples * hidden + 2 * hidden + scratch);
+    return 4 * (2 * n_samples * hidden + 3 * hidden + scratch);
 }
 
 static nb_status create_buffers(nb_flow *f, nb_error *err)
@@ -33,6 +34,7 @@ static nb_status create_buffers(nb_flow *f, nb_error *err)
     NB_TRY(nb_workspace_create(f->be, &f->cfg, seqlen, &f->ws, err));
     NB_TRY(op->buffer_create(f->be, seqlen * kv_width(&f->cfg), &f->keys, err));
     NB_TRY(op->buffer_create(f->be, seqlen * kv_width(&f->cfg), &f->values, err));
+    NB_TRY(op->buffer_create(f->be, hidden, &f->copy, err));
     NB_TRY(nb_rope_table(f->be, &f->cfg, seqlen, &f->rope, err));
     for (int i = 0; i < 2; i++) {
         NB_TRY(op->buffer_create(f->be, f->samples->n * hidden, &f->x[i], err));
@@ -63,7 +65,7 @@ nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
 void nb_flow_free(nb_flow *f)
 {
     if (!f) return;
-    nb_buffer *const all[] = {f->keys, f->values, f->rope.buf, f->x[SOURCE], f->x[STORED]};
+    nb_buffer *const all[] = {f->keys, f->values, f->rope.buf, f->x[SOURCE], f->x[STORED], f->copy};
     for (size_t i = 0; i < NB_COUNT(all); i++) f->be->ops->buffer_free(f->be, all[i]);
     nb_workspace_free(f->ws);
     free(f->host[SOURCE]);
@@ -103,8 +105,9 @@ nb_status nb_flow_begin(nb_flow *f, const nb_host_ends *source, const nb_host_en
     return embed(f, STORED, stored, err);
 }
 
-static nb_status forward(nb_flow *f, int which, const nb_host_block *host, nb_flow_tick tick,
-                         void *user, nb_error *err)
+/* keep: the hidden states are not moved on. */
+static nb_status forward(nb_flow *f, int which, bool keep, const nb_host_block *host,
+                         nb_flow_tick tick, void *user, nb_error *err)
 {
     nb_block *block;
     NB_TRY(nb_block_create(f->be, &f->cfg, host, &block, err));
@@ -112,11 +115,26 @@ static nb_status forward(nb_flow *f, int which, const nb_host_block *host, nb_fl
                 nb_view_of(f->values, f->samples->seqlen, kv_width(&f->cfg))};
     nb_status st = NB_OK;
     for (int i = 0; st == NB_OK && i < f->samples->n; i++) {
-        nb_block_forward(block, f->ws, window(f, which, i), kv, f->rope, 0);
+        nb_view x = window(f, which, i);
+        if (keep) {
+            nb_view copy = nb_view_of(f->copy, x.rows, x.cols);
+            f->be->ops->copy(f->be, copy, x);
+            x = copy;
+        }
+        nb_block_forward(block, f->ws, x, kv, f->rope, 0);
         st = f->be->ops->sync(f->be, err);
         if (st == NB_OK) st = tick(user);
     }
     nb_block_free(block);
+    return st;
+}
+
+nb_status nb_flow_collect(nb_flow *f, const nb_host_block *block, nb_observe_fn observe,
+                          void *observe_user, nb_flow_tick tick, void *user, nb_error *err)
+{
+    nb_workspace_observe(f->ws, observe, observe_user);
+    nb_status st = forward(f, STORED, true, block, tick, user, err);
+    nb_workspace_observe(f->ws, NULL, NULL);
     return st;
 }
 
@@ -147,7 +165,7 @@ static nb_status output_error(nb_flow *f, int layer, double *out, nb_error *err)
 nb_status nb_flow_advance(nb_flow *f, const nb_host_block *source, const nb_host_block *stored,
                           nb_flow_tick tick, void *user, double *error, nb_error *err)
 {
-    NB_TRY(forward(f, SOURCE, source, tick, user, err));
-    NB_TRY(forward(f, STORED, stored, tick, user, err));
+    NB_TRY(forward(f, SOURCE, false, source, tick, user, err));
+    NB_TRY(forward(f, STORED, false, stored, tick, user, err));
     return output_error(f, source->layer, error, err);
 }

@@ -19,6 +19,12 @@ void nb_flow_free(nb_flow *f);
 nb_status nb_flow_begin(nb_flow *f, const nb_host_ends *source, const nb_host_ends *stored,
                         nb_error *err);
 
+/* Shows `observe` what the inputs of the block's linears are behind everything that has been stored
+ * so far; the hidden states stay where they are. `block` holds the source's weights, with the
+ * formats of the activations. */
+nb_status nb_flow_collect(nb_flow *f, const nb_host_block *block, nb_observe_fn observe,
+                          void *observe_user, nb_flow_tick tick, void *user, nb_error *err);
+
 /* Through one block. *error: sum (q - fp)^2 / sum fp^2 over its outputs. */
 nb_status nb_flow_advance(nb_flow *f, const nb_host_block *source, const nb_host_block *stored,
                           nb_flow_tick tick, void *user, double *error, nb_error *err);

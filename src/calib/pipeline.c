@@ -15,6 +15,7 @@
 #include "base/file.h"
 #include "calib/convert.h"
 #include "calib/estimate.h"
+#include "calib/gram.h"
 #include "calib/pipeline.h"
 #include "calib/shard.h"
 
@@ -54,60 +55,94 @@ typedef struct builder {
     nb_error *err;
 } builder;
 
-static nb_status report_linear(builder *b, const char *name, const nb_matrix *w, double error)
+static nb_status report_linear(builder *b, const char *name, const nb_matrix *w,
+                               const nb_convert_info *info)
 {
     json_t *one = json_pack("{s:s,s:s,s:I,s:I,s:I,s:f}", "name", name, "format", w->format.word,
                             "rows", (json_int_t)w->n_out, "cols", (json_int_t)w->n_in, "bytes",
-                            (json_int_t)nb_matrix_bytes(w), "error", error);
+                            (json_int_t)nb_matrix_bytes(w), "error", info->error);
+    if (info->loss >= 0) json_object_set_new(one, "loss", json_real(info->loss));
+    if (*info->note) json_object_set_new(one, "note", json_string(info->note));
     if (!one || json_array_append_new(b->linears, one) != 0) {
         return nb_fail_memory(b->err, "report", 0);
     }
-    if (error >= b->worst) {
-        b->worst = error;
+    if (info->error >= b->worst) {
+        b->worst = info->error;
         b->worst_name = name;
     }
     return NB_OK;
 }
 
-static nb_status add_linear(builder *b, const nb_host_linear *l, const nb_format *format,
-                            bool by_rows)
+static nb_convert begin_convert(nb_calib *c)
 {
-    if (!l->name) return NB_OK;
-    nb_calib *c = b->c;
-    nb_convert how = {
+    return (nb_convert){
         .recipe = &c->recipe, .arena = c->arena, .scratch = c->scratch, .threads = c->be->threads};
+}
+
+static nb_status add_linear(builder *b, const nb_convert *how, const nb_host_linear *l,
+                            const nb_format *format, bool by_rows)
+{
     nb_matrix stored;
-    double error;
-    NB_TRY(nb_convert_matrix(&how, l->name, &l->w, format, by_rows, &stored, &error, b->err));
+    nb_convert_info info;
+    NB_TRY(nb_convert_matrix(how, l->name, &l->w, format, by_rows, &stored, &info, b->err));
     NB_TRY(nb_shard_add_linear(&b->shard, l->name, &stored, l->bias, b->err));
-    NB_TRY(report_linear(b, l->name, &stored, error));
-    return tell(c, b->index, NULL, b->err);
+    NB_TRY(report_linear(b, l->name, &stored, &info));
+    return tell(b->c, b->index, NULL, b->err);
 }
 
 static nb_status add_ends(builder *b)
 {
     nb_host_ends e;
     nb_calib *c = b->c;
+    nb_convert how = begin_convert(c);
     NB_TRY(nb_source_ends(c->source, c->arena, &e, b->err));
     const nb_host_linear *const all[] = {&e.embed, &e.positions, &e.proj_in, &e.proj_out, &e.head};
     for (size_t i = 0; i < NB_COUNT(all); i++) {
         if (!all[i]->name) continue;
         nb_format f = nb_plan_end_format(&c->recipe, &e, all[i]);
-        NB_TRY(add_linear(b, all[i], &f, true));
+        NB_TRY(add_linear(b, &how, all[i], &f, true));
     }
     return nb_shard_add_norm(&b->shard, &e.final_norm, b->err);
+}
+
+/* Statistics of the block's inputs where a step needs them; else *out is NULL. */
+static nb_status collect(builder *b, const nb_host_block *block, nb_grams **out)
+{
+    nb_calib *c = b->c;
+    *out = NULL;
+    if (!(nb_recipe_needs(&c->recipe) & NB_NEED_HESSIAN)) return NB_OK;
+    nb_host_block simulated = *block;
+    for (int r = 0; r < NB_N_ROLES; r++) simulated.linear[r].act = c->recipe.acts;
+    ticker t = {.c = c, .done = b->index, .err = b->err};
+    NB_TRY(nb_grams_create(out, c->be, block, &c->recipe.acts, b->err));
+    return nb_flow_collect(c->flow, &simulated, nb_grams_observe, *out, tick, &t, b->err);
+}
+
+static nb_status add_linears(builder *b, const nb_host_block *block, nb_grams *grams)
+{
+    nb_convert how = begin_convert(b->c);
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        const nb_host_linear *l = &block->linear[r];
+        if (!l->name) continue;
+        if (grams) {
+            NB_TRY(nb_grams_take(grams, (nb_role)r, &how.hessian, &how.importance, b->err));
+        }
+        NB_TRY(add_linear(b, &how, l, &b->c->recipe.weights, false));
+    }
+    return NB_OK;
 }
 
 static nb_status add_block(builder *b)
 {
     nb_host_block block;
+    nb_grams *grams;
     nb_calib *c = b->c;
     int layer = b->index - 1;
     NB_TRY(nb_source_block(c->source, layer, c->arena, &block, b->err));
-    for (int r = 0; r < NB_N_ROLES; r++) {
-        nb_status st = add_linear(b, &block.linear[r], &c->recipe.weights, false);
-        if (st != NB_OK) return nb_wrap(b->err, st, "block %d", layer);
-    }
+    nb_status st = collect(b, &block, &grams);
+    if (st == NB_OK) st = add_linears(b, &block, grams);
+    nb_grams_free(grams);
+    if (st != NB_OK) return nb_wrap(b->err, st, "block %d", layer);
     for (int r = 0; r < NB_N_NORMS; r++) {
         NB_TRY(nb_shard_add_norm(&b->shard, &block.norm[r], b->err));
     }
@@ -296,7 +331,12 @@ static nb_status load_recipe(nb_calib *c, nb_error *err)
         nb_recipe_default(&c->recipe);
     }
     NB_TRY(nb_recipe_override(&c->recipe, opt, err));
-    return nb_recipe_check(&c->recipe, err);
+    NB_TRY(nb_recipe_check(&c->recipe, err));
+    if (!nb_recipe_needs(&c->recipe) || opt->n_calib > 0) return NB_OK;
+    const nb_step *step = c->recipe.steps;
+    while (!step->method->needs) step++;
+    return nb_fail(err, NB_EUSAGE, "method: step \"%s\" needs calibration text (calib)",
+                   step->word);
 }
 
 /* Windows are never longer than the model's context: a recipe's length is a wish. */

@@ -7,6 +7,7 @@
 #include "base/size.h"
 #include "calib/convert.h"
 #include "calib/flow.h"
+#include "calib/gram.h"
 
 #define TENSOR_BYTES  ((int64_t)256)      /* of a file's header for each tensor, roughly */
 #define PROCESS_BYTES ((int64_t)48 << 20) /* code, libraries, tokenizer */
@@ -104,6 +105,11 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
     int64_t forward = 0;
     if (calibrated) {
         forward = nb_flow_bytes(cfg, recipe->samples, recipe->seqlen);
+        if (nb_recipe_needs(recipe) & NB_NEED_HESSIAN) {
+            /* the largest linear is the widest input's; its factor in double and in fp32 */
+            work += nb_grams_bytes(cfg) +
+                    12 * nb_max_i64(cfg->n_ffn, cfg->n_embd) * nb_max_i64(cfg->n_ffn, cfg->n_embd);
+        }
         work = nb_max_i64(work, b.source + b.planes + b.other + 4 * b.weights);
     }
     int64_t ends_work = ends_stored + ends_made + 5 * NB_CHUNK_ELEMS;

@@ -116,13 +116,13 @@ static nb_status set_int(const nb_recipe_field *field, void *value, const char *
 
 nb_status nb_recipe_add_step(nb_recipe *r, const char *name, nb_error *err)
 {
-    const nb_method *m;
-    nb_status st = nb_method_find(&m, name, err);
+    nb_step step;
+    nb_status st = nb_step_parse(&step, name, err);
     if (st != NB_OK) return nb_wrap(err, st, "method");
     if (r->n_steps == NB_MAX_STEPS) {
         return nb_fail(err, NB_EUSAGE, "method: more than %d steps", NB_MAX_STEPS);
     }
-    r->steps[r->n_steps++] = m;
+    r->steps[r->n_steps++] = step;
     return NB_OK;
 }
 
@@ -130,7 +130,7 @@ nb_status nb_recipe_set_steps(nb_recipe *r, const char *list, nb_error *err)
 {
     r->n_steps = 0;
     for (;;) {
-        char name[32];
+        char name[NB_STEP_WORD];
         size_t n = strcspn(list, ",");
         if (n >= sizeof name) {
             return nb_fail(err, NB_EUSAGE, "method: step \"%.40s\" is unknown", list);
@@ -195,13 +195,13 @@ static nb_status check_steps(const nb_recipe *r, nb_error *err)
 {
     int count[4] = {0};
     for (int i = 0; i < r->n_steps; i++) {
-        const nb_method *m = r->steps[i];
+        const nb_method *m = r->steps[i].method;
         count[m->kind]++;
-        if (i > 0 && m->kind < r->steps[i - 1]->kind) {
+        if (i > 0 && m->kind < r->steps[i - 1].method->kind) {
             return nb_fail(err, NB_EUSAGE,
                            "method: \"%s\" cannot follow \"%s\": the order is transforms, clip, "
                            "round, compensate",
-                           m->name, r->steps[i - 1]->name);
+                           m->name, r->steps[i - 1].method->name);
         }
     }
     if (count[NB_STEP_ROUND] != 1 || count[NB_STEP_CLIP] > 1) {
@@ -227,6 +227,14 @@ nb_status nb_recipe_check(const nb_recipe *r, nb_error *err)
     return check_steps(r, err);
 }
 
+unsigned nb_recipe_needs(const nb_recipe *r)
+{
+    unsigned needs = 0;
+    if (!nb_format_is_quantized(&r->weights)) return 0;
+    for (int i = 0; i < r->n_steps; i++) needs |= r->steps[i].method->needs;
+    return needs;
+}
+
 nb_status nb_recipe_write(const nb_recipe *r, char **yaml, size_t *n_bytes, nb_error *err)
 {
     nb_strbuf b;
@@ -234,7 +242,7 @@ nb_status nb_recipe_write(const nb_recipe *r, char **yaml, size_t *n_bytes, nb_e
     nb_strbuf_printf(&b, "name: %s\nweights: %s\nacts: %s\nkv: %s\nembedding: %s\nmethod: [",
                      r->name, r->weights.word, r->acts.word, r->kv.word, r->embedding.word);
     for (int i = 0; i < r->n_steps; i++) {
-        nb_strbuf_printf(&b, "%s%s", i ? ", " : "", r->steps[i]->name);
+        nb_strbuf_printf(&b, "%s%s", i ? ", " : "", r->steps[i].word);
     }
     nb_strbuf_printf(&b, "]\nsamples: %d\nseqlen: %d\nepochs: %d\nbatch: %d\nseed: %lld\n",
                      r->samples, r->seqlen, r->epochs, r->batch, (long long)r->seed);

@@ -1,18 +1,16 @@
-/* The table of steps, and the run of a list of them. */
+/* The table of steps, and the run of a list of them. Their words are parsed in step.c. */
 #include <math.h>
 #include <string.h>
 
 #include "method/method.h"
 
+extern const nb_method nb_method_gptq;
 extern const nb_method nb_method_minmax;
 extern const nb_method nb_method_mse;
 extern const nb_method nb_method_nearest;
 
 const nb_method *const nb_methods[] = {
-    &nb_method_minmax,
-    &nb_method_mse,
-    &nb_method_nearest,
-    NULL,
+    &nb_method_minmax, &nb_method_mse, &nb_method_nearest, &nb_method_gptq, NULL,
 };
 
 nb_status nb_method_find(const nb_method **out, const char *name, nb_error *err)
@@ -60,12 +58,16 @@ static nb_status check_finite(const nb_job *job, const char *when, nb_error *err
                    job->name, (long long)(job->row0 + row), (long long)col, when, (double)w[col]);
 }
 
-nb_status nb_job_run(nb_job *job, const nb_method *const *steps, int n_steps, nb_error *err)
+nb_status nb_job_run(nb_job *job, const nb_step *steps, int n_steps, nb_error *err)
 {
+    job->loss = -1;
+    job->note[0] = 0;
     NB_TRY(check_finite(job, "of the source", err));
     for (int i = 0; i < n_steps; i++) {
-        NB_TRY(steps[i]->run(job, err));
-        if (steps[i]->kind == NB_STEP_TRANSFORM) NB_TRY(check_finite(job, "transformed", err));
+        const nb_method *m = steps[i].method;
+        job->option = steps[i].option;
+        NB_TRY(m->run(job, err));
+        if (m->kind == NB_STEP_TRANSFORM) NB_TRY(check_finite(job, "transformed", err));
     }
     return NB_OK;
 }

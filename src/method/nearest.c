@@ -2,7 +2,17 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "method/method.h"
+#include "method/round.h"
+
+void nb_round_pack(const nb_job *job, const nb_plane_spec *spec, int64_t row, const uint8_t *codes,
+                   const nb_qparam *p)
+{
+    uint8_t *plane[NB_MAX_PLANES] = {0};
+    for (int i = 0; i < NB_MAX_PLANES && job->plane[i]; i++) {
+        plane[i] = job->plane[i] + row * spec[i].row_bytes;
+    }
+    job->format->family->pack_row(job->format, codes, p, job->n_in, plane);
+}
 
 static void round_row(const nb_job *job, const nb_plane_spec *spec, int64_t row, uint8_t *codes,
                       nb_qparam *p)
@@ -17,14 +27,10 @@ static void round_row(const nb_job *job, const nb_plane_spec *spec, int64_t row,
         int64_t at = nb_group_begin(f, g), n = nb_group_length(f, job->n_in, g);
         family->encode(f, &p[g], w + at, n, codes + at);
     }
-    uint8_t *plane[NB_MAX_PLANES] = {0};
-    for (int i = 0; i < NB_MAX_PLANES && job->plane[i]; i++) {
-        plane[i] = job->plane[i] + row * spec[i].row_bytes;
-    }
-    family->pack_row(f, codes, p, job->n_in, plane);
+    nb_round_pack(job, spec, row, codes, p);
 }
 
-static nb_status run_nearest(nb_job *job, nb_error *err)
+nb_status nb_round_nearest(nb_job *job, nb_error *err)
 {
     nb_plane_spec spec[NB_MAX_PLANES];
     int64_t groups = nb_format_groups(job->format, job->n_in);
@@ -48,5 +54,5 @@ const nb_method nb_method_nearest = {
     .name = "nearest",
     .kind = NB_STEP_ROUND,
     .source = "round-to-nearest",
-    .run = run_nearest,
+    .run = nb_round_nearest,
 };

@@ -19,6 +19,8 @@ struct nb_workspace {
     nb_backend *be;
     nb_buffer *buf;
     nb_view norm, q, att, gate, up; /* [T, C], [T, H*D], [T, H*D], [T, F], [T, F] */
+    nb_observe_fn observe;          /* or NULL */
+    void *observe_user;
 };
 
 /* ---- life ------------------------------------------------------------------------------- */
@@ -135,6 +137,12 @@ void nb_workspace_free(nb_workspace *ws)
     free(ws);
 }
 
+void nb_workspace_observe(nb_workspace *ws, nb_observe_fn observe, void *user)
+{
+    ws->observe = observe;
+    ws->observe_user = user;
+}
+
 nb_view nb_workspace_norm(nb_workspace *ws, int64_t n_rows)
 {
     return nb_view_rows(ws->norm, 0, n_rows);
@@ -149,6 +157,11 @@ static void norm_heads(const nb_block *b, nb_norm_role role, nb_view x, int n_he
     b->be->ops->norm_forward(b->be, heads, heads, &b->norm[role]);
 }
 
+static void show(const nb_workspace *ws, nb_role role, nb_view x)
+{
+    if (ws->observe) ws->observe(ws->observe_user, role, x);
+}
+
 /* x [T, C] += o(attention(a [T, C])) */
 static void attention(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a, nb_kv kv,
                       nb_view rope, int64_t pos0)
@@ -158,6 +171,7 @@ static void attention(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a,
     int64_t T = x.rows;
     nb_view q = nb_view_rows(ws->q, 0, T), att = nb_view_rows(ws->att, 0, T);
     nb_view k = nb_view_rows(kv.k, pos0, T), v = nb_view_rows(kv.v, pos0, T);
+    show(ws, NB_Q, a);
     op->linear_forward(b->be, q, a, b->linear[NB_Q], false);
     op->linear_forward(b->be, k, a, b->linear[NB_K], false);
     op->linear_forward(b->be, v, a, b->linear[NB_V], false);
@@ -176,6 +190,7 @@ static void attention(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a,
                       .window = b->layer >= c->window_layers ? c->window : 0};
     op->attention_forward(b->be, att, q, nb_view_rows(kv.k, 0, pos0 + T),
                           nb_view_rows(kv.v, 0, pos0 + T), &p);
+    show(ws, NB_O, att);
     op->linear_forward(b->be, x, att, b->linear[NB_O], true);
 }
 
@@ -184,6 +199,7 @@ static void feed_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_view
 {
     const nb_ops *op = b->be->ops;
     nb_view gate = nb_view_rows(ws->gate, 0, x.rows), up = nb_view_rows(ws->up, 0, x.rows);
+    show(ws, NB_UP, a);
     op->linear_forward(b->be, up, a, b->linear[NB_UP], false);
     if (b->linear[NB_GATE]) {
         op->linear_forward(b->be, gate, a, b->linear[NB_GATE], false);
@@ -191,6 +207,7 @@ static void feed_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_view
     } else {
         op->act_forward(b->be, up, up, b->cfg.act);
     }
+    show(ws, NB_DOWN, up);
     op->linear_forward(b->be, x, up, b->linear[NB_DOWN], true);
 }
 

@@ -127,6 +127,11 @@ nb_status nb_workspace_create(nb_backend *be, const nb_config *cfg, int64_t n_to
                               nb_workspace **out, nb_error *err);
 void nb_workspace_free(nb_workspace *ws);
 
+/* Shown what enters the linears of a block, before any act format. Linears with one input are shown
+ * once, as NB_Q (for q, k, v), NB_O, NB_UP (and gate), NB_DOWN. NULL: nobody looks. */
+typedef void (*nb_observe_fn)(void *user, nb_role role, nb_view x);
+void nb_workspace_observe(nb_workspace *ws, nb_observe_fn observe, void *user);
+
 /* Keys and values of one sequence: [capacity, K*D] each; rows 0 .. pos0+T-1 are valid after a
  * forward of T tokens at pos0. */
 typedef struct nb_kv {

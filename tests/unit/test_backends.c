@@ -205,6 +205,20 @@ static void run_norm(nb_backend *be, const op_case *c, double *out)
     drop(be, x), drop(be, y), drop(be, w), drop(be, b);
 }
 
+/* Its upper triangle, with zeros below; `add` twice. */
+static void run_gram(nb_backend *be, const op_case *c, double *out)
+{
+    nb_view x = make_view(be, c, 1, c->T, c->M), y = make_view(be, c, 2, c->M, c->M);
+    nb_format act = {0};
+    if (c->act) assert_int_equal(nb_format_parse(&act, c->act, NULL), NB_OK);
+    for (int i = 0; i < 1 + c->add; i++) be->ops->gram_forward(be, y, x, c->act ? &act : NULL);
+    take_view(be, y, out);
+    for (int64_t i = 0; i < c->M; i++) {
+        for (int64_t j = 0; j < i; j++) out[i * c->M + j] = 0;
+    }
+    drop(be, x), drop(be, y);
+}
+
 static void run_rope(nb_backend *be, const op_case *c, double *out)
 {
     nb_view x = make_view(be, c, 1, c->T, c->H * c->D), t = make_view(be, c, 2, c->T, c->rot);
@@ -374,6 +388,28 @@ static void test_linear(void **state)
             double *size = sizes(run_linear, &c, (nb_compute)compute, c.T * c.N);
             compare(run_linear, &c, (nb_compute)compute, size, 2 * (double)(c.M + 4) * EPS,
                     c.T * c.N);
+            free(size);
+        }
+    }
+}
+
+static void test_gram(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const acts[] = {NULL, "int8:token", "fp8:token"};
+    nb_rng r = {6};
+    int n_compute = has_bf16() ? 2 : 1;
+    for (int i = 0; i < 24; i++) {
+        op_case c = {.seed = (uint64_t)i,
+                     .T = PICK(&r, 1, 3, 40, 130),
+                     .M = PICK(&r, 1, 8, 67, 192, 200, 390),
+                     .add = i % 2 == 0,
+                     .act = acts[nb_rng_next(&r) % NB_COUNT(acts)]};
+        for (int compute = 0; compute < n_compute; compute++) {
+            /* quantized absolute values: as in test_linear */
+            double *size = sizes(run_gram, &c, (nb_compute)compute, c.M * c.M);
+            compare(run_gram, &c, (nb_compute)compute, size, 2 * (double)(2 * c.T + 4) * EPS,
+                    c.M * c.M);
             free(size);
         }
     }
@@ -554,11 +590,11 @@ static void test_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear),       cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_pointwise),    cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_embed),        cmocka_unit_test(test_losses),
-        cmocka_unit_test(test_sticky_error), cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_linear),     cmocka_unit_test(test_gram),
+        cmocka_unit_test(test_attention),  cmocka_unit_test(test_pointwise),
+        cmocka_unit_test(test_rope),       cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_losses),     cmocka_unit_test(test_sticky_error),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

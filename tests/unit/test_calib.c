@@ -10,8 +10,10 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "calib/convert.h"
+#include "calib/gram.h"
 #include "calib/plan.h"
 #include "tiny_model.h"
 
@@ -182,23 +184,35 @@ static void test_output(void **state)
     nb_arena_free(arena);
 }
 
-static void run_variant(const char *out, int threads, bool text)
+/* Without text, with text that is only followed, and with steps that need it. */
+enum { PLAIN, FOLLOWED, NEEDED, N_KINDS };
+
+static void begin_kind(command *c, const char *out, int kind)
+{
+    begin_command(c, out);
+    c->opt.method = "mse,nearest";
+    if (kind == PLAIN) return;
+    with_text(c);
+    if (kind != NEEDED) return;
+    c->opt.method = "mse,gptq:act_order";
+    c->opt.acts = "int8:token";
+}
+
+static void run_variant(const char *out, int threads, int kind)
 {
     command c;
-    begin_command(&c, out);
+    begin_kind(&c, out, kind);
     c.opt.run.threads = threads;
-    c.opt.method = "mse,nearest";
-    if (text) with_text(&c);
     must_run(&c);
 }
 
 static void test_threads(void **state)
 {
     NB_UNUSED(state);
-    for (int text = 0; text < 2; text++) {
-        run_variant("t1", 1, text);
-        run_variant("t2", 2, text);
-        run_variant("t4", 4, text);
+    for (int kind = 0; kind < N_KINDS; kind++) {
+        run_variant("t1", 1, kind);
+        run_variant("t2", 2, kind);
+        run_variant("t4", 4, kind);
         assert_same_dirs(in_root("t1"), in_root("t2"));
         assert_same_dirs(in_root("t1"), in_root("t4"));
         for (int t = 1; t <= 4; t *= 2) {
@@ -210,16 +224,14 @@ static void test_threads(void **state)
 }
 
 /* Stops at the k-th progress call for every k, goes on, and compares. */
-static void interrupt_everywhere(bool text)
+static void interrupt_everywhere(int kind)
 {
     command whole;
-    begin_command(&whole, "whole");
-    if (text) with_text(&whole);
+    begin_kind(&whole, "whole", kind);
     must_run(&whole);
     for (int k = 1; k <= whole.calls; k++) {
         command c;
-        begin_command(&c, "parts");
-        if (text) with_text(&c);
+        begin_kind(&c, "parts", kind);
         c.stop_at = k;
         nb_status st = run_command(&c);
         assert_int_equal(st, NB_EINTERRUPTED);
@@ -237,13 +249,14 @@ static void interrupt_everywhere(bool text)
 static void test_interrupt(void **state)
 {
     NB_UNUSED(state);
-    interrupt_everywhere(false);
+    interrupt_everywhere(PLAIN);
 }
 
 static void test_interrupt_calibrated(void **state)
 {
     NB_UNUSED(state);
-    interrupt_everywhere(true);
+    interrupt_everywhere(FOLLOWED);
+    interrupt_everywhere(NEEDED);
 }
 
 /* At most one block is done again. */
@@ -267,6 +280,169 @@ static void test_resume_count(void **state)
 }
 
 /* ---- refusing ----------------------------------------------------------------------------- */
+
+/* ---- steps that need statistics ------------------------------------------------------------ */
+
+static json_t *read_report(const char *dir)
+{
+    char *path = nb_path_join(dir, "report.json");
+    json_t *report = json_load_file(path, 0, NULL);
+    free(path);
+    assert_non_null(report);
+    return report;
+}
+
+static double output_error(const json_t *report, int block)
+{
+    json_t *shard = json_array_get(json_object_get(report, "shards"), (size_t)block + 1);
+    return json_real_value(json_object_get(shard, "output_error"));
+}
+
+/* GPTQ changes the output of every block less than rounding to nearest does, its loss is in the
+ * report, and matrices outside the blocks are rounded without it. */
+static void test_gptq(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const methods[] = {"nearest", "gptq"};
+    json_t *report[2];
+    for (int i = 0; i < 2; i++) {
+        command c;
+        begin_command(&c, methods[i]);
+        with_text(&c);
+        c.opt.samples = 8;
+        c.opt.recipe = "embedding: int8:g32\n";
+        c.opt.method = methods[i];
+        must_run(&c);
+        report[i] = read_report(c.out);
+    }
+    for (int i = 0; i < TINY_LAYERS; i++) {
+        double nearest = output_error(report[0], i), gptq = output_error(report[1], i);
+        assert_true(nearest > 0 && gptq > 0 && gptq < 0.8 * nearest);
+    }
+    for (int shard = 0; shard < 2; shard++) {
+        json_t *linears = json_object_get(
+            json_array_get(json_object_get(report[1], "shards"), (size_t)shard), "linears");
+        size_t i;
+        json_t *one;
+        json_array_foreach (linears, i, one) {
+            assert_int_equal(json_object_get(one, "loss") != NULL, shard == 1);
+            assert_null(json_object_get(one, "note"));
+        }
+    }
+    json_decref(report[0]);
+    json_decref(report[1]);
+}
+
+static void test_needs_text(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    begin_command(&c, "needs");
+    c.opt.method = "minmax,gptq";
+    must_fail(&c, NB_EUSAGE, "method", "needs calibration text");
+    c.opt.weights = "f16"; /* converted only: no step runs */
+    must_run(&c);
+}
+
+/* Keeps what is shown, and passes it on. */
+typedef struct watcher {
+    nb_backend *be;
+    nb_grams *grams;
+    int count[NB_N_ROLES];
+    double sum[TINY_FFN * TINY_FFN]; /* of the inputs of `role` */
+    nb_role role;
+} watcher;
+
+static void watch(void *user, nb_role role, nb_view x)
+{
+    watcher *w = user;
+    float rows[16 * TINY_FFN];
+    w->count[role]++;
+    nb_grams_observe(w->grams, role, x);
+    if (role != w->role) return;
+    assert_true(x.rows <= 16 && x.cols <= TINY_FFN);
+    w->be->ops->download(w->be, x, rows, NB_F32);
+    for (int64_t t = 0; t < x.rows; t++) {
+        const float *v = rows + t * x.cols;
+        for (int64_t i = 0; i < x.cols * x.cols; i++) {
+            w->sum[i] += (double)v[i / x.cols] * (double)v[i % x.cols];
+        }
+    }
+}
+
+/* Two windows through block 1 with `role` watched: H of every linear with that input is 2/2 X^T X.
+ */
+static void check_statistics(nb_role role, nb_role same, int64_t n)
+{
+    enum { T = 16 };
+    nb_options opt = {.device = "cpu", .threads = 2, .cpumask = ~0u};
+    nb_source *source;
+    nb_arena *arena;
+    nb_host_block host;
+    nb_block *block;
+    nb_workspace *ws;
+    nb_view rope;
+    nb_buffer *buf[3];
+    static watcher w;
+    w = (watcher){.role = role};
+    assert_int_equal(nb_backend_create(&w.be, &opt, NULL), NB_OK);
+    assert_int_equal(nb_arena_create(&arena, NULL), NB_OK);
+    assert_int_equal(nb_source_open(&source, in_root("model"), NULL), NB_OK);
+    const nb_config *cfg = nb_source_config(source);
+    assert_int_equal(nb_source_block(source, 1, arena, &host, NULL), NB_OK);
+    assert_int_equal(nb_block_create(w.be, cfg, &host, &block, NULL), NB_OK);
+    assert_int_equal(nb_workspace_create(w.be, cfg, T, &ws, NULL), NB_OK);
+    assert_int_equal(nb_rope_table(w.be, cfg, T, &rope, NULL), NB_OK);
+    assert_int_equal(nb_grams_create(&w.grams, w.be, &host, &(nb_format){0}, NULL), NB_OK);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(w.be->ops->buffer_create(w.be, T * TINY_EMBD, &buf[i], NULL), NB_OK);
+    }
+    nb_workspace_observe(ws, watch, &w);
+    nb_rng rng = {17};
+    nb_view x = nb_view_of(buf[0], T, TINY_EMBD);
+    nb_kv kv = {nb_view_of(buf[1], T, TINY_KV_HEADS * TINY_HEAD),
+                nb_view_of(buf[2], T, TINY_KV_HEADS * TINY_HEAD)};
+    for (int window = 0; window < 2; window++) {
+        float v[T * TINY_EMBD];
+        for (int i = 0; i < T * TINY_EMBD; i++) v[i] = (float)nb_rng_normal(&rng);
+        w.be->ops->upload(w.be, x, v, NB_F32);
+        nb_block_forward(block, ws, x, kv, rope, 0);
+    }
+    static const int shown[NB_N_ROLES] = {
+        [NB_Q] = 2, [NB_O] = 2, [NB_UP] = 2, [NB_DOWN] = 2}; /* per window once */
+    assert_memory_equal(w.count, shown, sizeof shown);
+    const float *h, *again, *diagonal;
+    assert_int_equal(nb_grams_take(w.grams, role, &h, &diagonal, NULL), NB_OK);
+    assert_int_equal(nb_grams_take(w.grams, same, &again, &diagonal, NULL), NB_OK);
+    assert_ptr_equal(h, again);
+    for (int64_t i = 0; i < n; i++) {
+        double size = w.sum[i * n + i];
+        assert_true(diagonal[i] == h[i * n + i] && size > 0);
+        for (int64_t j = i; j < n; j++) {
+            double bound = 1e-5 * sqrt(size * w.sum[j * n + j]);
+            assert_true(fabs((double)h[i * n + j] - w.sum[i * n + j]) <= bound);
+        }
+    }
+    for (int i = 0; i < 3; i++) w.be->ops->buffer_free(w.be, buf[i]);
+    w.be->ops->buffer_free(w.be, rope.buf);
+    nb_grams_free(w.grams);
+    nb_workspace_free(ws);
+    nb_block_free(block);
+    nb_source_close(source);
+    nb_arena_free(arena);
+    nb_backend_free(w.be);
+}
+
+static void test_statistics(void **state)
+{
+    NB_UNUSED(state);
+    check_statistics(NB_Q, NB_V, TINY_EMBD);
+    check_statistics(NB_O, NB_O, TINY_HEADS * TINY_HEAD);
+    check_statistics(NB_UP, NB_GATE, TINY_EMBD);
+    check_statistics(NB_DOWN, NB_DOWN, TINY_FFN);
+}
+
+/* ---- refusals ------------------------------------------------------------------------------ */
 
 static void test_nan(void **state)
 {
@@ -425,8 +601,8 @@ static void test_q8_0(void **state)
     nb_matrix in = {.format = nb_format_plain(NB_Q8_0), .n_out = ROWS, .n_in = BLOCKS * 32}, out;
     in.plane[0] = bytes;
     nb_format f = nb_convert_default(&in);
-    double error;
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &error, NULL), NB_OK);
+    nb_convert_info info;
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &info, NULL), NB_OK);
     assert_string_equal(out.format.word, "int8:g32:sym");
     for (int r = 0; r < ROWS; r++) {
         nb_matrix_dequant(&in, r, 1, before);
@@ -435,7 +611,7 @@ static void test_q8_0(void **state)
     }
     bytes[34 * (BLOCKS * 3 + 1) + 1] |= 0x7c; /* an Inf or NaN as scale */
     nb_error err = {0};
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &error, &err), NB_ENUMERIC);
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &info, &err), NB_ENUMERIC);
     assert_non_null(strstr(err.message, "row 3"));
     nb_arena_free(how.arena);
     nb_arena_free(how.scratch);
@@ -460,15 +636,15 @@ static void test_by_rows(void **state)
     in.plane[0] = (const uint8_t *)w;
     nb_format f;
     assert_int_equal(nb_format_parse(&f, "int4:g128", NULL), NB_OK);
-    double error_a, error_b;
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &error_a, NULL), NB_OK);
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, false, &b, &error_b, NULL), NB_OK);
+    nb_convert_info info_a, info_b;
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &info_a, NULL), NB_OK);
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, false, &b, &info_b, NULL), NB_OK);
     assert_memory_equal(a.plane[0], b.plane[0], (size_t)rows * COLS / 2);
     assert_memory_equal(a.plane[1], b.plane[1], (size_t)rows * COLS / 128 * 2);
-    assert_true(error_a == error_b);
+    assert_true(info_a.error == info_b.error);
     w[(rows - 1) * COLS + 5] = INFINITY;
     nb_error err = {0};
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &error_a, &err), NB_ENUMERIC);
+    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &info_a, &err), NB_ENUMERIC);
     char where[40];
     snprintf(where, sizeof where, "[%lld, 5]", (long long)rows - 1);
     assert_non_null(strstr(err.message, where));
@@ -530,7 +706,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_in_the_way),       cmocka_unit_test(test_other_run),
         cmocka_unit_test(test_damage),           cmocka_unit_test(test_limits),
         cmocka_unit_test(test_quantized_source), cmocka_unit_test(test_q8_0),
-        cmocka_unit_test(test_by_rows),
+        cmocka_unit_test(test_by_rows),          cmocka_unit_test(test_gptq),
+        cmocka_unit_test(test_needs_text),       cmocka_unit_test(test_statistics),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }

@@ -393,8 +393,8 @@ static void test_nan_weight_is_named(void **state)
                   .clip_lo = clip,
                   .clip_hi = clip,
                   .plane = {bytes[0], bytes[1], bytes[2]}};
-    const nb_method *step;
-    assert_int_equal(nb_method_find(&step, "nearest", NULL), NB_OK);
+    nb_step step;
+    assert_int_equal(nb_step_parse(&step, "nearest", NULL), NB_OK);
     assert_int_equal(nb_job_run(&job, &step, 1, &err), NB_ENUMERIC);
     assert_non_null(strstr(err.message, "layers.3.q: weight [1, 17]"));
     for (size_t i = 0; i < sizeof bytes; i++) assert_int_equal(bytes[i / 64][i % 64], 0xa5);

@@ -46,9 +46,9 @@ static void begin_linear(linear *l, const char *word)
 
 static nb_status run_steps(linear *l, const char *clip, nb_error *err)
 {
-    const nb_method *steps[2];
-    assert_int_equal(nb_method_find(&steps[0], clip, NULL), NB_OK);
-    assert_int_equal(nb_method_find(&steps[1], "nearest", NULL), NB_OK);
+    nb_step steps[2];
+    assert_int_equal(nb_step_parse(&steps[0], clip, NULL), NB_OK);
+    assert_int_equal(nb_step_parse(&steps[1], "nearest", NULL), NB_OK);
     return nb_job_run(&l->job, steps, 2, err);
 }
 

@@ -36,8 +36,8 @@ static void test_all_keys(void **state)
     assert_string_equal(r.kv.word, "none");
     assert_string_equal(r.embedding.word, "int8:g32:sym");
     assert_int_equal(r.n_steps, 2);
-    assert_string_equal(r.steps[0]->name, "mse");
-    assert_string_equal(r.steps[1]->name, "nearest");
+    assert_string_equal(r.steps[0].word, "mse");
+    assert_string_equal(r.steps[1].word, "nearest");
     assert_int_equal(r.samples, 16);
     assert_int_equal(r.seqlen, 512);
     assert_int_equal(r.epochs, 3);
@@ -180,7 +180,7 @@ static void test_override(void **state)
     opt.seed = 0;
     assert_int_equal(nb_recipe_override(&r, &opt, NULL), NB_OK);
     assert_string_equal(r.weights.word, "int3:g64");
-    assert_string_equal(r.steps[0]->name, "mse");
+    assert_string_equal(r.steps[0].word, "mse");
     assert_int_equal(r.samples, 8);
     assert_int_equal(r.seed, 0);
     nb_error err = {0};

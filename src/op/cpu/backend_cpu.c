@@ -168,6 +168,7 @@ const nb_ops nb_ops_cpu = {
     .linear_bytes = nb_cpu_linear_bytes,
     .embed_forward = nb_cpu_embed_forward,
     .linear_forward = nb_cpu_linear_forward,
+    .gram_forward = nb_cpu_gram_forward,
     .norm_forward = nb_cpu_norm_forward,
     .rope_forward = nb_cpu_rope_forward,
     .attention_forward = nb_cpu_attention_forward,

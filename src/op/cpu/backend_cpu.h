@@ -77,6 +77,9 @@ const void *nb_cpu_plain_rows(const nb_linear *w, nb_dtype dtype);
 void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, const nb_linear *w,
                     bool add);
 
+/* gram_cpu.c */
+void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act);
+
 /* attention_cpu.c, attention_few_cpu.c */
 void nb_cpu_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
                               const nb_attention *a);

@@ -11,11 +11,13 @@
 typedef struct nb_gemm nb_gemm;       /* engine and cache; one user at a time */
 typedef struct nb_gemm_op nb_gemm_op; /* one product, ready to run */
 
-/* c [m, n] = a [m, k] b + (add ? c : 0); c is fp32, a and b are fp32 or both bf16.
- * b is [k, n], or [n, k] if b_rows ("x w^T"). ld*: elements from row to row. */
+/* c [m, n] = a b + (add ? c : 0); c is fp32, a and b are fp32 or both bf16.
+ * a is [m, k], or [k, m] if a_cols ("x^T x"); b is [k, n], or [n, k] if b_rows ("x w^T").
+ * ld*: elements from row to row. */
 typedef struct nb_gemm_desc {
     int64_t m, n, k, lda, ldb, ldc;
-    int64_t bf16, b_rows, add; /* booleans; one type, so that descriptions compare as bytes */
+    int64_t bf16, a_cols, b_rows,
+        add; /* booleans; one type, so that descriptions compare as bytes */
 } nb_gemm_desc;
 
 nb_status nb_gemm_create(nb_gemm **out, nb_error *err);

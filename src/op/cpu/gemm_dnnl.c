@@ -95,8 +95,9 @@ static dnnl_status_t make_matrices(const nb_gemm_desc *d, matrix_desc m[3], int 
 {
     dnnl_data_type_t type = d->bf16 ? dnnl_bf16 : dnnl_f32;
     const dnnl_dims_t dims[3] = {{d->m, d->k}, {d->k, d->n}, {d->m, d->n}};
-    const dnnl_dims_t strides[3] = {
-        {d->lda, 1}, {d->b_rows ? 1 : d->ldb, d->b_rows ? d->ldb : 1}, {d->ldc, 1}};
+    const dnnl_dims_t strides[3] = {{d->a_cols ? 1 : d->lda, d->a_cols ? d->lda : 1},
+                                    {d->b_rows ? 1 : d->ldb, d->b_rows ? d->ldb : 1},
+                                    {d->ldc, 1}};
     for (int i = 0; i < 3; i++) {
         dnnl_status_t st = make_matrix(&m[i], dims[i], i == 2 ? dnnl_f32 : type, strides[i]);
         if (st != dnnl_success) return st;

@@ -51,17 +51,22 @@ static void embed_forward(nb_backend *be, nb_view out, const nb_linear *w, const
     free(v);
 }
 
+/* to [C] = row t of x through the act format. */
+static void load_row(REAL *to, nb_view x, int64_t t, const nb_format *act, float *tmp)
+{
+    memcpy(to, row(x, t), (size_t)x.cols * sizeof *to);
+    if (!act || !nb_format_is_quantized(act)) return;
+    for (int64_t c = 0; c < x.cols; c++) tmp[c] = (float)to[c];
+    nb_fake_quant_row(act, tmp, x.cols, tmp);
+    for (int64_t c = 0; c < x.cols; c++) to[c] = tmp[c];
+}
+
 /* q [T, M] = operands made of x: through the act format and the compute type. */
 static void quantize_input(nb_backend *be, REAL *q, nb_view x, const nb_format *act, float *tmp)
 {
     for (int64_t t = 0; t < x.rows; t++) {
         REAL *to = q + t * x.cols;
-        memcpy(to, row(x, t), (size_t)x.cols * sizeof *to);
-        if (nb_format_is_quantized(act)) {
-            for (int64_t c = 0; c < x.cols; c++) tmp[c] = (float)to[c];
-            nb_fake_quant_row(act, tmp, x.cols, tmp);
-            for (int64_t c = 0; c < x.cols; c++) to[c] = tmp[c];
-        }
+        load_row(to, x, t, act, tmp);
         for (int64_t c = 0; c < x.cols; c++) to[c] = operand(be, to[c]);
     }
 }
@@ -93,4 +98,21 @@ static void linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
     }
     free(q);
     free(v);
+}
+
+static void gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act)
+{
+    assert(out.rows == x.cols && out.cols == x.cols);
+    size_t bytes = (size_t)(x.cols + 1) * sizeof(REAL);
+    float *tmp = malloc(bytes);
+    REAL *q = malloc(bytes);
+    if (!tmp || !q) nb_fault_set_memory(fault(be), "gram", bytes);
+    for (int64_t t = 0; tmp && q && t < x.rows; t++) {
+        load_row(q, x, t, act, tmp);
+        for (int64_t i = 0; i < x.cols; i++) {
+            for (int64_t j = i; j < x.cols; j++) row(out, i)[j] += q[i] * q[j];
+        }
+    }
+    free(tmp);
+    free(q);
 }

@@ -57,6 +57,7 @@ const nb_ops REF_OPS = {
     .linear_bytes = linear_bytes,
     .embed_forward = embed_forward,
     .linear_forward = linear_forward,
+    .gram_forward = gram_forward,
     .norm_forward = norm_forward,
     .rope_forward = rope_forward,
     .attention_forward = attention_forward,
