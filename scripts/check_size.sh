@@ -10,7 +10,7 @@ bad=0
 mapfile -t files < <(git ls-files -co --exclude-standard '*.c' '*.h' | while read -r f; do
     [[ -f $f ]] && echo "$f"
 done)
-longest=$(wc -l "${files[@]}" | awk '$2 != "total"' | sort -rn | head -n 1 | awk '{ print $1, $2 }')
+longest=$(wc -l "${files[@]}" | awk '$2 != "total"' | sort -n | tail -n 1 | awk '{ print $1, $2 }')
 while read -r lines file; do
     echo "$file: $lines lines, at most $max_file"
     bad=1

@@ -4,7 +4,10 @@
 
 #include "model/family.h"
 
-#define LLAMA_NAMES                                                                                \
+/* What LLaMA's relatives share: names, RMSNorm, rotary positions, a gated FFN. */
+#define LLAMA_LIKE                                                                                 \
+    .key_ffn = "intermediate_size", .key_act = "hidden_act", .default_act = "silu",                \
+    .norm = NB_NORM_RMS, .default_eps = 1e-6f, .rotary = true,                                     \
     .linear =                                                                                      \
         {[NB_Q] = "model.layers.%d.self_attn.q_proj", [NB_K] = "model.layers.%d.self_attn.k_proj", \
          [NB_V] = "model.layers.%d.self_attn.v_proj", [NB_O] = "model.layers.%d.self_attn.o_proj", \
@@ -20,28 +23,16 @@ static const nb_family family_llama = {
     .name = "llama",
     .architecture = "LlamaForCausalLM",
     .gguf = "llama",
-    .key_ffn = "intermediate_size",
-    .key_act = "hidden_act",
-    .default_act = "silu",
-    .norm = NB_NORM_RMS,
-    .default_eps = 1e-6f,
-    .rotary = true,
     .gguf_paired_rope = true,
-    LLAMA_NAMES,
+    LLAMA_LIKE,
 };
 
 static const nb_family family_mistral = {
     .name = "mistral",
     .architecture = "MistralForCausalLM",
     .gguf = NULL, /* its GGUF files say "llama" */
-    .key_ffn = "intermediate_size",
-    .key_act = "hidden_act",
-    .default_act = "silu",
-    .norm = NB_NORM_RMS,
-    .default_eps = 1e-6f,
-    .rotary = true,
     .default_window = 4096,
-    LLAMA_NAMES,
+    LLAMA_LIKE,
 };
 
 static const nb_family family_opt = {
@@ -75,33 +66,21 @@ static const nb_family family_qwen2 = {
     .name = "qwen2",
     .architecture = "Qwen2ForCausalLM",
     .gguf = "qwen2",
-    .key_ffn = "intermediate_size",
-    .key_act = "hidden_act",
-    .default_act = "silu",
-    .norm = NB_NORM_RMS,
-    .default_eps = 1e-6f,
-    .rotary = true,
     .qkv_bias = true,
     .default_window = 4096,
     .window_is_flag = true,
-    LLAMA_NAMES,
+    LLAMA_LIKE,
 };
 
 static const nb_family family_qwen3 = {
     .name = "qwen3",
     .architecture = "Qwen3ForCausalLM",
     .gguf = "qwen3",
-    .key_ffn = "intermediate_size",
-    .key_act = "hidden_act",
-    .default_act = "silu",
-    .norm = NB_NORM_RMS,
-    .default_eps = 1e-6f,
-    .rotary = true,
     .qk_norm = true,
     .default_window = 4096,
     .window_is_flag = true,
     .default_head_dim = 128,
-    LLAMA_NAMES,
+    LLAMA_LIKE,
 };
 
 const nb_family *const nb_families[] = {
