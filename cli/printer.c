@@ -67,8 +67,10 @@ void cli_print_measured(cli_printer *r, const char *key, const char *error_key, 
     if (r->object) {
         cli_print_json(r, key, real_or_null(value));
         cli_print_json(r, error_key, real_or_null(error));
-    } else {
+    } else if (error > 0) {
         printf("%-*s %.*f ± %.*f\n", LABEL_WIDTH, label, digits, value, digits, error);
+    } else { /* one window: the error is not known */
+        printf("%-*s %.*f\n", LABEL_WIDTH, label, digits, value);
     }
 }
 
