@@ -6,8 +6,10 @@
 #ifndef NB_METHOD_METHOD_H
 #define NB_METHOD_METHOD_H
 
+#include <jansson.h>
+
 #include "base/arena.h"
-#include "format/format.h"
+#include "model/model.h"
 
 typedef enum nb_step_kind {
     NB_STEP_TRANSFORM,
@@ -38,7 +40,58 @@ enum {
     /* 2/n sum over n windows of x^T x, x [T, n_in] the linear's input as the stored model has it,
      * through the format of the activations. Matrices outside the blocks come without it. */
     NB_NEED_HESSIAN = 1,
+    /* nb_input_stats without hessian: of the source model's own hidden states. */
+    NB_NEED_RANGE = 2,
+    /* Hidden states themselves (nb_block_job.x_source, x_stored): steps that train. */
+    NB_NEED_STATES = 4,
 };
+
+/* ---- a whole block ------------------------------------------------------------------------ */
+
+/* Over all calibration tokens, of one input of the block's linears: NB_Q (k and v share it), NB_O,
+ * NB_UP (gate shares it), NB_DOWN. */
+typedef struct nb_input_stats {
+    int64_t n;              /* channels */
+    const float *min, *max; /* [n] */
+    const float *mean_abs;  /* [n] mean |x| */
+    const float *hessian;   /* [n, n] as NB_NEED_HESSIAN, of the source model; upper triangle */
+} nb_input_stats;
+
+/* One block on its way: steps that move something between linears and norms (transforms), or that
+ * train. They run before the linears' own steps. */
+typedef struct nb_block_job {
+    const nb_config *cfg;
+    nb_backend *be;
+    nb_arena *arena;      /* lives as long as the block is at work */
+    nb_host_block *block; /* linears, biases and norms are fp32 copies in the arena: a step edits
+                             them in place (cast const away through nb_block_weight), and may give
+                             a linear or norm a bias that it did not have                       */
+    const nb_format *weights; /* [NB_N_ROLES] */
+    const nb_format *acts;    /* [NB_N_ROLES] of the linears' inputs */
+    const nb_attn_formats *attn;
+    float *clip_lo[NB_N_ROLES], *clip_hi[NB_N_ROLES]; /* [n_out, groups] each, all 1 at first */
+
+    /* Statistics of the source model at this block; `role` one of the four inputs. Valid until the
+     * block is done. The first call runs the calibration windows through the block. */
+    nb_status (*stats)(void *user, nb_role role, nb_input_stats *out, nb_error *err);
+    void *stats_user;
+
+    /* NB_NEED_STATES: hidden states before the block, [n_windows * seqlen, C], of the source model
+     * and behind everything stored so far; target: the source block's own output on x_source. */
+    int n_windows, seqlen;
+    nb_view x_source, x_stored, target;
+    nb_view rope;     /* [seqlen, D] */
+    int epochs, batch; /* of the recipe */
+    int64_t seed;
+
+    const double *option; /* of the step at work */
+    json_t *report;       /* object of this block: a step may add a key of its own name */
+    nb_status (*tick)(void *user); /* to be called at least once per window; not NB_OK: stop */
+    void *tick_user;
+} nb_block_job;
+
+/* The fp32 weight of a linear, to be edited; [n_out, n_in]. NULL: the block has no such linear. */
+float *nb_block_weight(const nb_block_job *job, nb_role role);
 
 /* A number behind the step's name, "gptq:damp=0.05"; a flag, "gptq:act_order", is 0 or 1. */
 typedef enum nb_option_kind { NB_OPTION_FLAG, NB_OPTION_WHOLE, NB_OPTION_REAL } nb_option_kind;
@@ -55,7 +108,9 @@ typedef struct nb_method {
     unsigned needs;                /* NB_NEED_... */
     const nb_step_option *options; /* at most NB_MAX_OPTIONS; NULL: none */
     const char *source;            /* where the mathematics comes from */
+    /* One of the two: on each linear, or on the whole block (transforms, steps that train). */
     nb_status (*run)(nb_job *job, nb_error *err);
+    nb_status (*run_block)(nb_block_job *job, nb_error *err);
 } nb_method;
 
 extern const nb_method *const nb_methods[]; /* NULL-terminated, methods.c */

@@ -55,6 +55,7 @@ typedef struct nb_host_linear {
     nb_matrix w;
     const float *bias; /* [n_out] or NULL */
     nb_format act;     /* of its input; family NULL: none */
+    nb_lorc lorc;      /* rank 0: none */
 } nb_host_linear;
 
 typedef struct nb_host_norm {

@@ -43,10 +43,26 @@ typedef struct nb_attention {
     int window;   /* > 0: only the last `window` of them, itself included; 0: all */
 } nb_attention;
 
+/* How attention quantizes its operands; family NULL: as they are. Q and K per token and head along
+ * head_dim. P and V: formats with blocks along the sequence, in blocks aligned to absolute
+ * positions; others (V only) per token and head. */
+typedef struct nb_attn_formats {
+    nb_format q, k, v, p;
+} nb_attn_formats;
+
+/* Low-rank correction of a weight, W ~ dequant(w) + A B (LoRC, ZeroQuant-V2 section 4); each row
+ * of both matrices is one rank component. rank 0: none. */
+typedef struct nb_lorc {
+    int rank;
+    nb_matrix a; /* [rank, n_out]: A transposed */
+    nb_matrix b; /* [rank, n_in] */
+} nb_lorc;
+
 typedef struct nb_linear_desc {
     const nb_matrix *w;
     const float *bias; /* [n_out] or NULL */
     nb_format act;     /* of the input; family NULL: as it is */
+    nb_lorc lorc;      /* out += (act(x) b^T) a */
 } nb_linear_desc;
 
 typedef struct nb_ops {
