@@ -45,18 +45,27 @@ typedef struct job {
     const char *x; /* [T, ldx] operands of `size` bytes; a_cols: [K, ldx] */
     int64_t k, ldx, ldw, size;
     bool a_cols, b_rows; /* as in nb_gemm_desc */
-    const nb_linear *w;  /* NULL: rows that need no decoding, without bias */
+    const nb_linear *w;  /* NULL: rows that need no decoding, no bias, no low rank */
     const float *bias;
+    const float *low; /* [T, rank] or NULL: meets w->low_a behind each tile */
     bool add;
     tiling m, n;
     const nb_gemm_op *op[2][2]; /* [last m][last n] */
-    char *scratch;              /* per thread: product scratch, then a decoded row */
+    const nb_gemm_op *low_op[2][2];
+    char *scratch; /* per thread: product scratch, then a decoded row */
     size_t gemm_bytes, thread_bytes;
 } job;
 
+static const nb_gemm_op *find_op(job *j, const nb_gemm_desc *d)
+{
+    const nb_gemm_op *op = nb_cpu_gemm(j->be, d);
+    size_t bytes = op ? nb_gemm_scratch(op) : 0;
+    j->gemm_bytes = bytes > j->gemm_bytes ? bytes : j->gemm_bytes;
+    return op;
+}
+
 static bool find_ops(job *j)
 {
-    j->gemm_bytes = 0;
     for (int lm = 0; lm < 2; lm++) {
         for (int ln = 0; ln < 2; ln++) {
             nb_gemm_desc d = {.m = lm ? j->m.last : j->m.size,
@@ -69,11 +78,14 @@ static bool find_ops(job *j)
                               .a_cols = j->a_cols,
                               .b_rows = j->b_rows,
                               .add = j->add || j->bias};
-            const nb_gemm_op *op = nb_cpu_gemm(j->be, &d);
-            if (!op) return false;
-            j->op[lm][ln] = op;
-            size_t bytes = nb_gemm_scratch(op);
-            j->gemm_bytes = bytes > j->gemm_bytes ? bytes : j->gemm_bytes;
+            j->op[lm][ln] = find_op(j, &d);
+            if (!j->op[lm][ln]) return false;
+            if (!j->low) continue;
+            d.k = d.lda = d.ldb = j->w->rank;
+            d.bf16 = false;
+            d.add = true;
+            j->low_op[lm][ln] = find_op(j, &d);
+            if (!j->low_op[lm][ln]) return false;
         }
     }
     return true;
@@ -116,10 +128,14 @@ static bool run_tile(const job *j, const char *panel, int64_t first, int64_t in,
     int64_t m0 = im * j->m.size, n0 = in * j->n.size;
     int64_t row = n0 - first * j->n.size;
     bool last_m = im + 1 == j->m.count, last_n = in + 1 == j->n.count;
+    float *out = nb_cpu_row(j->out, m0) + n0;
     if (j->bias) put_bias(j, m0, tile_length(j->m, im), n0, tile_length(j->n, in));
-    return nb_gemm_run(j->op[last_m][last_n], j->x + m0 * (j->a_cols ? 1 : j->ldx) * j->size,
-                       panel + row * (j->b_rows ? j->ldw : 1) * j->size,
-                       nb_cpu_row(j->out, m0) + n0, thread_scratch(j));
+    bool ok = nb_gemm_run(j->op[last_m][last_n], j->x + m0 * (j->a_cols ? 1 : j->ldx) * j->size,
+                          panel + row * (j->b_rows ? j->ldw : 1) * j->size, out, thread_scratch(j));
+    if (!j->low || !ok) return ok;
+    int64_t rank = j->w->rank;
+    return nb_gemm_run(j->low_op[last_m][last_n], j->low + m0 * rank, j->w->low_a + n0 * rank, out,
+                       thread_scratch(j));
 }
 
 /* n tiles [begin, end); panel: their decoded rows, or to be decoded to. */
@@ -158,7 +174,7 @@ static bool prepare(job *j, size_t row_bytes)
 }
 
 void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, const nb_linear *w,
-                    bool add)
+                    const float *low, bool add)
 {
     bool bf16 = be->compute == NB_COMPUTE_BF16;
     int64_t n_in = w->w.n_in;
@@ -166,6 +182,7 @@ void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, con
     j.size = bf16 ? sizeof(uint16_t) : sizeof(float);
     j.w = w;
     j.bias = w->bias;
+    j.low = low;
     j.add = add;
     if (!prepare(&j, (size_t)n_in * sizeof(float))) return;
     const char *plain = nb_cpu_plain_rows(w, bf16 ? NB_BF16 : NB_F32);
