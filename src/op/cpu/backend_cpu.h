@@ -28,6 +28,9 @@ struct nb_linear {
     nb_dequant_fn dequant;
     float *bias; /* [n_out] or NULL */
     nb_format act;
+    int64_t rank;     /* of the low-rank correction; 0: none                        */
+    float *low_a;     /* [n_out, rank]                                              */
+    nb_linear *low_b; /* [rank, n_in], stored as the operands of products are    */
 };
 
 /* Scratch that lives from op to op and only grows. */
@@ -36,6 +39,7 @@ typedef enum nb_cpu_slot {
     NB_CPU_INPUT_BF16,
     NB_CPU_PANEL,  /* decoded weights; packed keys and values */
     NB_CPU_THREAD, /* one piece per thread */
+    NB_CPU_LOW,    /* inputs of low-rank factors */
     NB_CPU_N_SLOTS
 } nb_cpu_slot;
 
@@ -73,9 +77,23 @@ void nb_cpu_dequant_row(const nb_linear *w, int64_t n, float *out);
 /* The rows of a weight that is stored as `dtype` and aligned for it; NULL: it must be decoded. */
 const void *nb_cpu_plain_rows(const nb_linear *w, nb_dtype dtype);
 
-/* product_cpu.c: input [T, n_in] as operands (fp32, or bf16 in that mode), ld elements per row. */
+/* lorc_cpu.c: low-rank factors as operands */
+nb_status nb_cpu_lorc_create(nb_backend *be, const nb_lorc *d, nb_linear *l, nb_error *err);
+void nb_cpu_lorc_free(nb_backend *be, nb_linear *l);
+size_t nb_cpu_lorc_bytes(const nb_linear *l);
+/* What low_a meets: x low_b^T [T, rank], fp32; NULL: the fault is set. x [T, n_in] is fp32 for few
+ * rows (rounded to bf16 in that mode), else as for nb_cpu_product. */
+const float *nb_cpu_lorc_input(nb_backend *be, const void *x, int64_t ldx, int64_t n_rows,
+                               const nb_linear *w);
+
+/* product_cpu.c: input [T, n_in] as operands (fp32, or bf16 in that mode), ld elements per row.
+ * low: of nb_cpu_lorc_input, or NULL for a linear without factors. */
 void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, const nb_linear *w,
-                    bool add);
+                    const float *low, bool add);
+
+/* The same of two views. */
+void nb_cpu_product_views(nb_backend *be, nb_view out, nb_view a, bool a_cols, nb_view b,
+                          bool b_rows, bool add);
 
 /* gram_cpu.c */
 void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act);
@@ -92,6 +110,38 @@ void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table);
 void nb_cpu_add_forward(nb_backend *be, nb_view out, nb_view a, nb_view b);
 void nb_cpu_glu_forward(nb_backend *be, nb_view out, nb_view gate, nb_view up, nb_act_kind act);
 void nb_cpu_act_forward(nb_backend *be, nb_view out, nb_view x, nb_act_kind act);
+
+/* train_cpu.c */
+void nb_cpu_bias_forward(nb_backend *be, nb_view x, nb_view bias);
+void nb_cpu_col_sum(nb_backend *be, nb_view out, nb_view a, nb_view b, bool add);
+void nb_cpu_norm_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, const nb_norm *norm,
+                          bool add);
+void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table);
+void nb_cpu_glu_backward(nb_backend *be, nb_view dgate, nb_view dup, nb_view dout, nb_view gate,
+                         nb_view up, nb_act_kind act);
+void nb_cpu_act_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, nb_act_kind act);
+double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
+                           bool add);
+void nb_cpu_adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, nb_view v, double lr,
+                       double beta1, double beta2, double eps, int64_t t);
+/* out [1, C] = sum over blocks of partial [n_blocks, C], which is overwritten (+ out). */
+void nb_cpu_sum_blocks(nb_backend *be, nb_view out, float *partial, int64_t n_blocks, bool add);
+
+/* attention_train_cpu.c */
+void nb_cpu_attention_train(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
+                            nb_view v, const nb_attention *a);
+void nb_cpu_attention_backward(nb_backend *be, nb_view dq, nb_view dk, nb_view dv, nb_view dout,
+                               nb_view out, nb_view lse, nb_view q, nb_view k, nb_view v,
+                               const nb_attention *a);
+
+/* quant_cpu.c */
+void nb_cpu_quant_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *fmt);
+void nb_cpu_quant_backward(nb_backend *be, nb_view dx, nb_view g, nb_view x, const nb_format *fmt);
+void nb_cpu_clip_forward(nb_backend *be, nb_view out, nb_view w, nb_view row, nb_view col,
+                         nb_view u, nb_view l, const nb_format *fmt);
+void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
+                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
+                          const nb_format *fmt);
 
 /* loss_cpu.c */
 void nb_cpu_nll_forward(nb_backend *be, double *nll, nb_view logits, const int32_t *targets);
