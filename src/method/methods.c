@@ -65,6 +65,7 @@ nb_status nb_job_run(nb_job *job, const nb_step *steps, int n_steps, nb_error *e
     NB_TRY(check_finite(job, "of the source", err));
     for (int i = 0; i < n_steps; i++) {
         const nb_method *m = steps[i].method;
+        if (!m->run) continue; /* a step on the block: done before */
         job->option = steps[i].option;
         NB_TRY(m->run(job, err));
         if (m->kind == NB_STEP_TRANSFORM) NB_TRY(check_finite(job, "transformed", err));
