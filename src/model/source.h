@@ -13,7 +13,7 @@ struct nb_source {
     struct json_t *recipe;
     nb_format act;        /* of a quantized linear's input */
     nb_attn_formats attn; /* of every block */
-    bool short_prefix; /* names without the leading "model." (early OPT files) */
+    bool short_prefix;    /* names without the leading "model." (early OPT files) */
     int64_t source_bytes;
 };
 

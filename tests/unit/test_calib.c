@@ -393,7 +393,7 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
     assert_int_equal(nb_block_create(w.be, cfg, &host, &block, NULL), NB_OK);
     assert_int_equal(nb_workspace_create(w.be, cfg, T, &ws, NULL), NB_OK);
     assert_int_equal(nb_rope_table(w.be, cfg, T, &rope, NULL), NB_OK);
-    assert_int_equal(nb_grams_create(&w.grams, w.be, &host, &(nb_format){0}, NULL), NB_OK);
+    assert_int_equal(nb_grams_create(&w.grams, w.be, &host, NB_ALL_ROLES, NULL), NB_OK);
     for (int i = 0; i < 3; i++) {
         assert_int_equal(w.be->ops->buffer_create(w.be, T * TINY_EMBD, &buf[i], NULL), NB_OK);
     }
