@@ -65,6 +65,10 @@ typedef struct nb_kernels {
     void (*gelu_back)(float *dx, float *dup, const float *dy, const float *x, const float *up,
                       int64_t n);
 
+    /* Backward of a row of softmax weights p: ds = scale p (dp - own), own = sum p dp. */
+    void (*softmax_back)(float *ds, const float *p, const float *dp, float own, float scale,
+                         int64_t n);
+
     /* Least and greatest of x and 0. */
     void (*range)(float *lo, float *hi, const float *x, int64_t n);
     /* Fake quantization on a uniform grid (format/ste.h): scale times the whole number nearest to

@@ -44,6 +44,12 @@ static void gelu_back(float *dx, float *dup, const float *dy, const float *x, co
     }
 }
 
+static void softmax_back(float *ds, const float *p, const float *dp, float own, float scale,
+                         int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) ds[i] = scale * p[i] * (dp[i] - own);
+}
+
 /* ---- quantization ---------------------------------------------------------------------- */
 
 static void range(float *lo, float *hi, const float *x, int64_t n)
@@ -91,6 +97,7 @@ void nb_kernels_init_train_ref(nb_kernels *k)
     k->silu_back = silu_back;
     k->relu_back = relu_back;
     k->gelu_back = gelu_back;
+    k->softmax_back = softmax_back;
     k->range = range;
     k->round_uniform = round_uniform;
     k->straight = straight;

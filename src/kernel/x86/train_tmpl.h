@@ -55,6 +55,17 @@ static void relu_back(float *dx, float *dup, const float *dy, const float *x, co
     }
 }
 
+static void softmax_back(float *ds, const float *p, const float *dp, float own, float scale,
+                         int64_t n)
+{
+    vf o = v_set1(own), s = v_set1(scale);
+    for (int64_t i = 0; i < n; i += VLEN) {
+        int64_t left = n - i < VLEN ? n - i : VLEN;
+        vf d = v_sub(v_load_n(dp + i, left), o);
+        v_store_n(ds + i, v_mul(v_mul(s, v_load_n(p + i, left)), d), left);
+    }
+}
+
 /* ---- quantization ---------------------------------------------------------------------- */
 
 static void range(float *lo, float *hi, const float *x, int64_t n)
@@ -111,6 +122,7 @@ void INIT_TRAIN(nb_kernels *k)
     k->mul_add = mul_add;
     k->silu_back = silu_back;
     k->relu_back = relu_back;
+    k->softmax_back = softmax_back;
     k->range = range;
     k->round_uniform = round_uniform;
     k->straight = straight;

@@ -101,7 +101,10 @@ void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format
 /* attention_cpu.c, attention_few_cpu.c */
 void nb_cpu_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
                               const nb_attention *a);
-void nb_cpu_attention_few(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
+/* The same, and lse [T, H] unless its buf is NULL. */
+void nb_cpu_attention_train(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
+                            nb_view v, const nb_attention *a);
+void nb_cpu_attention_few(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k, nb_view v,
                           const nb_attention *a);
 
 /* pointwise_cpu.c */
@@ -127,9 +130,7 @@ void nb_cpu_adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, n
 /* out [1, C] = sum over blocks of partial [n_blocks, C], which is overwritten (+ out). */
 void nb_cpu_sum_blocks(nb_backend *be, nb_view out, float *partial, int64_t n_blocks, bool add);
 
-/* attention_train_cpu.c */
-void nb_cpu_attention_train(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
-                            nb_view v, const nb_attention *a);
+/* attention_back_cpu.c */
 void nb_cpu_attention_backward(nb_backend *be, nb_view dq, nb_view dk, nb_view dv, nb_view dout,
                                nb_view out, nb_view lse, nb_view q, nb_view k, nb_view v,
                                const nb_attention *a);
