@@ -71,6 +71,15 @@ nb_status nb_lwc_reset(nb_lwc *lwc, float logit, nb_error *err)
     return NB_OK;
 }
 
+void nb_lwc_save(nb_lwc *lwc) { lwc->be->ops->copy(lwc->be, lwc->best, lwc->logits); }
+
+nb_status nb_lwc_restore(nb_lwc *lwc, nb_error *err)
+{
+    NB_TRY(nb_lwc_reset(lwc, 0, err));
+    lwc->be->ops->copy(lwc->be, lwc->logits, lwc->best);
+    return NB_OK;
+}
+
 static void download_ratios(const nb_lwc *lwc, nb_view logits, float *out)
 {
     lwc->be->ops->download(lwc->be, logits, out, NB_F32);

@@ -19,6 +19,9 @@ nb_status nb_lwc_create(nb_lwc *lwc, const nb_block_job *job, nb_error *err);
 void nb_lwc_free(nb_lwc *lwc);
 /* All logits at a value, the optimizer fresh. */
 nb_status nb_lwc_reset(nb_lwc *lwc, float logit, nb_error *err);
+/* Keeps the logits in `best`; and back to them, the optimizer fresh. */
+void nb_lwc_save(nb_lwc *lwc);
+nb_status nb_lwc_restore(nb_lwc *lwc, nb_error *err);
 /* The job's clip ratios, as the fake quantization of training computes them. */
 nb_status nb_lwc_finish(const nb_lwc *lwc, nb_block_job *job, nb_error *err);
 

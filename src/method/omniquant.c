@@ -85,9 +85,9 @@ static nb_status begin_report(training *tr, nb_error *err)
 static void end_report(training *tr, const char *kept)
 {
     json_object_set_new(tr->report, "kept", json_string(kept));
-    json_object_set_new(tr->report, "steps", json_integer((json_int_t)tr->t.step));
-    json_object_set_new(tr->report, "lwc_lr", number(tr->t.lwc_rate));
-    json_object_set_new(tr->report, "let_lr", number(tr->t.let_rate));
+    json_object_set_new(tr->report, "steps", json_integer((json_int_t)tr->t.total));
+    json_object_set_new(tr->report, "lwc_lr", number(tr->opt.lwc ? tr->opt.lwc_rate : 0));
+    json_object_set_new(tr->report, "let_lr", number(tr->opt.let ? tr->opt.let_rate : 0));
     if (tr->job->report) json_object_set(tr->job->report, "omniquant", tr->report);
 }
 
@@ -186,9 +186,7 @@ static nb_status choose(training *tr, nb_error *err)
     if (best > fmin(start, minmax)) {
         bool plain = minmax <= start;
         kept = plain ? "min-max" : "start";
-        int64_t steps = tr->t.step;
         NB_TRY(reset(tr, plain ? LEVEL_MINMAX : LEVEL_ALL, err));
-        tr->t.step = steps;
     }
     end_report(tr, kept);
     return NB_OK;

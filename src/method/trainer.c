@@ -189,16 +189,14 @@ nb_status nb_trainer_reset(nb_trainer *t, float logit, bool plain, nb_error *err
 void nb_trainer_save(nb_trainer *t)
 {
     copy_doubles(t->let_best, t->let.param, t->let.n);
-    t->job->be->ops->copy(t->job->be, t->lwc.best, t->lwc.logits);
+    nb_lwc_save(&t->lwc);
 }
 
 nb_status nb_trainer_restore(nb_trainer *t, nb_error *err)
 {
     reset_optimizer(t);
-    NB_TRY(nb_lwc_reset(&t->lwc, 0, err));
     copy_doubles(t->let.param, t->let_best, t->let.n);
-    t->job->be->ops->copy(t->job->be, t->lwc.logits, t->lwc.best);
-    return NB_OK;
+    return nb_lwc_restore(&t->lwc, err);
 }
 
 /* ---- one step ----------------------------------------------------------------------------- */
@@ -289,27 +287,27 @@ static bool check_clips(nb_trainer *t)
     return false;
 }
 
+/* The same of LET. */
 static bool check_let(nb_trainer *t)
 {
-    for (int64_t i = 0; i < t->let.n; i++) {
-        if (isfinite(t->let.grad[i])) continue;
-        int p = 0;
-        const double *at = t->let.param + i;
-        while (!t->let.scale[p] ||
-               at - t->let.scale[p] >= t->let.width[p] * (t->let.shift[p] ? 2 : 1))
-            p++;
-        snprintf(t->fault, sizeof t->fault, "gradient of the scales of blk.%d.%s, channel %lld",
-                 t->job->block->layer, nb_let_pair_names[p],
-                 (long long)((at - t->let.scale[p]) % t->let.width[p]));
-        return false;
+    const nb_let *let = &t->let;
+    int64_t bad = 0;
+    while (bad < let->n && isfinite(let->grad[bad])) bad++;
+    for (int p = 0; bad < let->n && p < NB_LET_N_PAIRS; p++) {
+        int64_t at = let->scale[p] ? let->param + bad - let->scale[p] : -1;
+        if (at < 0 || at >= let->width[p] * (let->shift[p] ? 2 : 1)) continue;
+        snprintf(t->fault, sizeof t->fault, "gradient of the %s of blk.%d.%s, channel %lld",
+                 at < let->width[p] ? "scales" : "shifts", t->job->block->layer,
+                 nb_let_pair_names[p], (long long)(at % let->width[p]));
     }
-    return true;
+    return bad == let->n;
 }
 
 static void update(nb_trainer *t)
 {
     nb_backend *be = t->job->be;
     t->step++;
+    t->total++;
     if (t->train_lwc) {
         be->ops->adamw_step(be, t->lwc.logits, t->lwc.grad, t->lwc.m, t->lwc.v, t->lwc_rate, 0.9,
                             0.999, 1e-8, t->step);
@@ -317,7 +315,8 @@ static void update(nb_trainer *t)
     if (t->train_let) nb_let_update(&t->let, t->let_rate, t->step);
 }
 
-static nb_status run_step(nb_trainer *t, int w0, int n, double *loss, bool *finite, nb_error *err)
+nb_status nb_trainer_gradient(nb_trainer *t, int w0, int n, double *loss, bool *finite,
+                              nb_error *err)
 {
     nb_backend *be = t->job->be;
     forward_parameters(t);
@@ -334,7 +333,6 @@ static nb_status run_step(nb_trainer *t, int w0, int n, double *loss, bool *fini
     NB_TRY(be->ops->sync(be, err));
     nb_let_backward(&t->let);
     *finite = *finite && check_let(t);
-    if (*finite) update(t);
     return NB_OK;
 }
 
@@ -343,8 +341,9 @@ nb_status nb_trainer_epoch(nb_trainer *t, double *loss, bool *finite, nb_error *
     double sum = 0, one;
     for (int w = 0, n; w < t->job->n_windows; w += n) {
         n = batch_at(t, w);
-        NB_TRY(run_step(t, w, n, &one, finite, err));
+        NB_TRY(nb_trainer_gradient(t, w, n, &one, finite, err));
         if (!*finite) return NB_OK;
+        update(t);
         NB_TRY(tick(t->job, n));
         sum += one * n;
     }

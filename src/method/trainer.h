@@ -18,7 +18,8 @@ typedef struct nb_trainer {
     int batch; /* windows */
     bool train_lwc, train_let;
     double lwc_rate, let_rate;
-    int64_t step; /* of the optimizer */
+    int64_t step;  /* of the optimizer since it was fresh */
+    int64_t total; /* steps taken in all */
 
     nb_lwc lwc;
     nb_let let;
@@ -57,6 +58,10 @@ nb_status nb_trainer_restore(nb_trainer *t, nb_error *err);
 
 /* Mean loss over the calibration windows. Infinite or NaN is no error. */
 nb_status nb_trainer_loss(nb_trainer *t, double *loss, nb_error *err);
+/* Loss and gradients (let.grad, lwc.grad) at n windows from w0; *finite false: t->fault says what
+ * is not. */
+nb_status nb_trainer_gradient(nb_trainer *t, int w0, int n, double *loss, bool *finite,
+                              nb_error *err);
 /* One step per batch in stored order; *loss: mean over them, each before its step. A step that is
  * not finite ends the epoch before anything is updated: *finite false, t->fault says what. */
 nb_status nb_trainer_epoch(nb_trainer *t, double *loss, bool *finite, nb_error *err);
