@@ -674,7 +674,31 @@ static bool dump_matrix(const char *dir, const char *module, const nb_matrix *w)
     return ok;
 }
 
-/* test_calib MODEL DIR: every matrix of MODEL as raw fp32 in DIR (tests/e2e/format.sh). */
+static const char *word_of(const nb_format *f)
+{
+    return nb_format_is_quantized(f) ? f->word : "none";
+}
+
+static void add_formats(nb_strbuf *b, const nb_host_block *block)
+{
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        const nb_host_linear *l = &block->linear[r];
+        if (!l->name) continue;
+        nb_strbuf_printf(b, "%s %s %s %d\n", l->name, word_of(&l->w.format), word_of(&l->act),
+                         l->bias != NULL);
+    }
+}
+
+/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention: Q K V P. */
+static bool dump_formats(const char *dir, nb_strbuf *b, const nb_attn_formats *a)
+{
+    nb_strbuf_printf(b, "%s %s %s %s\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
+                     word_of(&a->p));
+    return tiny_write(dir, "formats", b->data);
+}
+
+/* test_calib MODEL DIR: every matrix of MODEL as raw fp32 in DIR, and `formats`
+ * (tests/e2e/format.sh). */
 static int dump_model(const char *model, const char *dir)
 {
     nb_source *s;
@@ -686,6 +710,8 @@ static int dump_model(const char *model, const char *dir)
         fprintf(stderr, "%s\n", err.message);
         return 1;
     }
+    nb_strbuf formats;
+    nb_strbuf_init(&formats, 1 << 20);
     bool ok = dump_matrix(dir, e.embed.name, &e.embed.w);
     if (e.head.name) ok = ok && dump_matrix(dir, e.head.name, &e.head.w);
     for (int i = 0; ok && i < nb_source_config(s)->n_layers; i++) {
@@ -695,7 +721,10 @@ static int dump_model(const char *model, const char *dir)
             const nb_host_linear *l = &b.linear[r];
             if (l->name) ok = dump_matrix(dir, l->name, &l->w);
         }
+        if (ok) add_formats(&formats, &b);
     }
+    ok = ok && dump_formats(dir, &formats, nb_source_attn(s));
+    nb_strbuf_fini(&formats);
     nb_source_close(s);
     nb_arena_free(arena);
     return ok ? 0 : 1;
