@@ -29,6 +29,10 @@ nb_status nb_recipe_override(nb_recipe *r, const nb_quantize_options *opt, nb_er
 nb_status nb_recipe_check(const nb_recipe *r, nb_error *err);
 /* What its steps need, NB_NEED_...; nothing where the weights are only converted. */
 unsigned nb_recipe_needs(const nb_recipe *r);
+/* Low-rank factors of a quantized linear inside the blocks, without planes; rank 0: none. NB_EUSAGE
+ * names the linear: the rank is above its weight's. */
+nb_status nb_recipe_lorc(const nb_recipe *r, const char *name, int64_t n_out, int64_t n_in,
+                         nb_lorc *out, nb_error *err);
 /* Canonical YAML; parsing it gives the same recipe. malloc'ed. */
 nb_status nb_recipe_write(const nb_recipe *r, char **yaml, size_t *n_bytes, nb_error *err);
 

@@ -89,11 +89,18 @@ static json_t *module_words(const nb_calib *c)
 static json_t *quantization_config(const nb_calib *c, json_t *modules)
 {
     const nb_recipe *r = &c->recipe;
-    return json_pack("{s:s,s:i,s:s,s:s,s:s,s:s,s:I,s:o}", "quant_method", "nibble",
-                     "format_version", 1, "recipe", r->name, "weights", r->weights.word, "acts",
-                     r->acts.word, "kv", r->kv.word, "source_bytes",
-                     (json_int_t)nb_checkpoint_bytes(nb_source_checkpoint(c->source)), "modules",
-                     modules);
+    json_t *q = json_pack("{s:s,s:i,s:s,s:s,s:s,s:s,s:I,s:o}", "quant_method", "nibble",
+                          "format_version", 1, "recipe", r->name, "weights", r->weights.word,
+                          "acts", r->acts.word, "kv", r->kv.word, "source_bytes",
+                          (json_int_t)nb_checkpoint_bytes(nb_source_checkpoint(c->source)),
+                          "modules", modules);
+    nb_lorc l;
+    nb_steps_lorc(r->steps, r->n_steps, &l, NULL); /* checked with the recipe */
+    if (q && l.rank > 0 && nb_format_is_quantized(&r->weights)) {
+        json_object_set_new(q, "lorc",
+                            json_pack("{s:i,s:s}", "rank", l.rank, "format", l.a.format.word));
+    }
+    return q;
 }
 
 /* A model whose linears were only converted is an ordinary one: no quantization_config. */

@@ -60,7 +60,13 @@ static nb_status report_linear(builder *b, const char *name, const nb_matrix *w,
 {
     json_t *one = json_pack("{s:s,s:s,s:I,s:I,s:I,s:f}", "name", name, "format", w->format.word,
                             "rows", (json_int_t)w->n_out, "cols", (json_int_t)w->n_in, "bytes",
-                            (json_int_t)nb_matrix_bytes(w), "error", info->error);
+                            (json_int_t)(nb_matrix_bytes(w) + nb_lorc_bytes(&info->lorc)), "error",
+                            info->error);
+    if (info->lorc.rank > 0) {
+        json_object_set_new(one, "lorc",
+                            json_pack("{s:i,s:s,s:f}", "rank", info->lorc.rank, "format",
+                                      info->lorc.a.format.word, "error_before", info->rounded));
+    }
     if (info->loss >= 0) json_object_set_new(one, "loss", json_real(info->loss));
     if (*info->note) json_object_set_new(one, "note", json_string(info->note));
     if (!one || json_array_append_new(b->linears, one) != 0) {
@@ -86,6 +92,7 @@ static nb_status add_linear(builder *b, const nb_convert *how, const nb_host_lin
     nb_convert_info info;
     NB_TRY(nb_convert_matrix(how, l->name, &l->w, format, by_rows, &stored, &info, b->err));
     NB_TRY(nb_shard_add_linear(&b->shard, l->name, &stored, l->bias, b->err));
+    NB_TRY(nb_shard_add_lorc(&b->shard, l->name, &info.lorc, b->err));
     NB_TRY(report_linear(b, l->name, &stored, &info));
     return tell(b->c, b->index, NULL, b->err);
 }
@@ -221,6 +228,15 @@ static nb_status open_shard(const nb_calib *c, int index, nb_checkpoint **out, n
     return st;
 }
 
+/* Puts the factors that were stored beside the weight. */
+static nb_status use_factors(const nb_calib *c, const nb_checkpoint *shard, nb_host_linear *l,
+                             nb_error *err)
+{
+    if (!l->name) return NB_OK;
+    NB_TRY(nb_recipe_lorc(&c->recipe, l->name, l->w.n_out, l->w.n_in, &l->lorc, err));
+    return nb_shard_find_lorc(shard, l->name, &l->lorc, err);
+}
+
 /* Puts the stored weight in the place of the source's. */
 static nb_status use_stored(const nb_calib *c, const nb_checkpoint *shard, nb_format format,
                             nb_host_linear *l, nb_error *err)
@@ -262,6 +278,7 @@ static nb_status advance_flow(nb_calib *c, int layer, double *error, nb_error *e
     nb_status st = NB_OK;
     for (int r = 0; st == NB_OK && r < NB_N_ROLES; r++) {
         st = use_stored(c, shard, c->recipe.weights, &stored.linear[r], err);
+        if (st == NB_OK) st = use_factors(c, shard, &stored.linear[r], err);
     }
     ticker t = {.c = c, .done = layer + 1, .err = err};
     if (st == NB_OK) st = nb_flow_advance(c->flow, &source, &stored, tick, &t, error, err);
@@ -334,7 +351,7 @@ static nb_status load_recipe(nb_calib *c, nb_error *err)
     NB_TRY(nb_recipe_check(&c->recipe, err));
     if (!nb_recipe_needs(&c->recipe) || opt->n_calib > 0) return NB_OK;
     const nb_step *step = c->recipe.steps;
-    while (!step->method->needs) step++;
+    while (!nb_step_needs(step)) step++;
     return nb_fail(err, NB_EUSAGE, "method: step \"%s\" needs calibration text (calib)",
                    step->word);
 }

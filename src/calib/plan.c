@@ -41,23 +41,41 @@ static int64_t header_bytes(const nb_format *f, int64_t n_in)
 typedef struct block_size {
     int64_t source, weights, planes, other; /* other: biases, norms, header */
     int64_t largest;                        /* weights of the largest linear    */
+    int64_t lorc;                           /* memory of the compensate step    */
 } block_size;
 
-static block_size measure_block(const nb_host_block *b, const nb_recipe *recipe)
+/* Factors of a linear, and what finding them takes: its error and a Gram matrix in double, and for
+ * the weighted form the factor of the statistics. */
+static nb_status measure_lorc(const nb_host_linear *l, const nb_recipe *recipe, block_size *s,
+                              nb_error *err)
 {
-    block_size s = {0};
+    nb_lorc lorc;
+    NB_TRY(nb_recipe_lorc(recipe, l->name, l->w.n_out, l->w.n_in, &lorc, err));
+    if (lorc.rank == 0) return NB_OK;
+    int64_t side = nb_min_i64(l->w.n_out, l->w.n_in);
+    s->planes += nb_lorc_bytes(&lorc);
+    s->other += header_bytes(&lorc.a.format, l->w.n_out) + header_bytes(&lorc.b.format, l->w.n_in);
+    s->lorc = nb_max_i64(s->lorc, 8 * (l->w.n_out * l->w.n_in + 2 * side * side));
+    return NB_OK;
+}
+
+static nb_status measure_block(const nb_host_block *b, const nb_recipe *recipe, block_size *s,
+                               nb_error *err)
+{
+    *s = (block_size){0};
     for (int r = 0; r < NB_N_ROLES; r++) {
         const nb_host_linear *l = &b->linear[r];
         if (!l->name) continue;
         int64_t n = l->w.n_out * l->w.n_in;
-        s.source += nb_matrix_bytes(&l->w);
-        s.weights += n;
-        s.largest = nb_max_i64(s.largest, n);
-        s.planes += l->w.n_out * nb_format_row_bytes(&recipe->weights, l->w.n_in);
-        s.other += vector_bytes(l->bias, l->w.n_out) + header_bytes(&recipe->weights, l->w.n_in);
+        s->source += nb_matrix_bytes(&l->w);
+        s->weights += n;
+        s->largest = nb_max_i64(s->largest, n);
+        s->planes += l->w.n_out * nb_format_row_bytes(&recipe->weights, l->w.n_in);
+        s->other += vector_bytes(l->bias, l->w.n_out) + header_bytes(&recipe->weights, l->w.n_in);
+        NB_TRY(measure_lorc(l, recipe, s, err));
     }
-    for (int r = 0; r < NB_N_NORMS; r++) s.other += norm_bytes(&b->norm[r]);
-    return s;
+    for (int r = 0; r < NB_N_NORMS; r++) s->other += norm_bytes(&b->norm[r]);
+    return NB_OK;
 }
 
 /* Bytes in the file, and bytes that must be made (not only copied). */
@@ -88,7 +106,8 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
     nb_arena_reset(arena);
     NB_TRY(nb_source_block(source, 0, arena, &block, err));
     NB_TRY(nb_source_ends(source, arena, &ends, err));
-    block_size b = measure_block(&block, recipe);
+    block_size b;
+    NB_TRY(measure_block(&block, recipe, &b, err));
     int64_t ends_stored, ends_made, n = cfg->n_layers;
     measure_ends(&ends, recipe, &ends_stored, &ends_made);
     nb_arena_reset(arena);
@@ -101,7 +120,7 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
 
     /* A block at work: its pages, what is made of them, the largest linear in fp32 with its clip
      * ratios, and the file just written, whose pages are read for the checksum. */
-    int64_t work = b.source + 2 * b.planes + b.other + 5 * b.largest;
+    int64_t work = b.source + 2 * b.planes + b.other + 5 * b.largest + b.lorc;
     int64_t forward = 0;
     if (calibrated) {
         forward = nb_flow_bytes(cfg, recipe->samples, recipe->seqlen);

@@ -204,13 +204,14 @@ static nb_status check_steps(const nb_recipe *r, nb_error *err)
                            m->name, r->steps[i - 1].method->name);
         }
     }
-    if (count[NB_STEP_ROUND] != 1 || count[NB_STEP_CLIP] > 1) {
+    if (count[NB_STEP_ROUND] != 1 || count[NB_STEP_CLIP] > 1 || count[NB_STEP_COMPENSATE] > 1) {
         return nb_fail(err, NB_EUSAGE,
-                       "method: expected exactly one round step and at most one clip step, found "
-                       "%d and %d",
-                       count[NB_STEP_ROUND], count[NB_STEP_CLIP]);
+                       "method: expected exactly one round step and at most one clip and one "
+                       "compensate step, found %d, %d and %d",
+                       count[NB_STEP_ROUND], count[NB_STEP_CLIP], count[NB_STEP_COMPENSATE]);
     }
-    return NB_OK;
+    nb_lorc lorc;
+    return nb_steps_lorc(r->steps, r->n_steps, &lorc, err);
 }
 
 nb_status nb_recipe_check(const nb_recipe *r, nb_error *err)
@@ -231,8 +232,23 @@ unsigned nb_recipe_needs(const nb_recipe *r)
 {
     unsigned needs = 0;
     if (!nb_format_is_quantized(&r->weights)) return 0;
-    for (int i = 0; i < r->n_steps; i++) needs |= r->steps[i].method->needs;
+    for (int i = 0; i < r->n_steps; i++) needs |= nb_step_needs(&r->steps[i]);
     return needs;
+}
+
+nb_status nb_recipe_lorc(const nb_recipe *r, const char *name, int64_t n_out, int64_t n_in,
+                         nb_lorc *out, nb_error *err)
+{
+    nb_lorc l;
+    *out = (nb_lorc){0};
+    if (!nb_format_is_quantized(&r->weights)) return NB_OK;
+    NB_TRY(nb_steps_lorc(r->steps, r->n_steps, &l, err));
+    if (!nb_lorc_shape(&l, n_out, n_in)) {
+        return nb_fail(err, NB_EUSAGE, "%s: factors of rank %d: the weight is [%lld, %lld]", name,
+                       l.rank, (long long)n_out, (long long)n_in);
+    }
+    *out = l;
+    return NB_OK;
 }
 
 nb_status nb_recipe_write(const nb_recipe *r, char **yaml, size_t *n_bytes, nb_error *err)

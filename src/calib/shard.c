@@ -26,11 +26,12 @@ nb_status nb_shard_add_vector(nb_shard *s, const char *module, const char *field
     return add(s, name, NB_F32, &n, 1, data, (size_t)n * sizeof *data, err);
 }
 
-static nb_status add_plane(nb_shard *s, const char *module, const nb_matrix *w, int i,
-                           const nb_plane_spec *spec, nb_error *err)
+/* stem: "weight", "weight.lorc_a", "weight.lorc_b" */
+static nb_status add_plane(nb_shard *s, const char *module, const char *stem, const nb_matrix *w,
+                           int i, const nb_plane_spec *spec, nb_error *err)
 {
     const char *dot = *spec->suffix ? "." : "";
-    const char *name = nb_arena_printf(s->arena, "%s.weight%s%s", module, dot, spec->suffix);
+    const char *name = nb_arena_printf(s->arena, "%s.%s%s%s", module, stem, dot, spec->suffix);
     int64_t dims[2] = {w->n_out, spec->cols};
     size_t n_bytes;
     if (!nb_mul_size((size_t)w->n_out, (size_t)spec->row_bytes, &n_bytes)) {
@@ -39,13 +40,27 @@ static nb_status add_plane(nb_shard *s, const char *module, const nb_matrix *w, 
     return add(s, name, spec->dtype, dims, 2, w->plane[i], n_bytes, err);
 }
 
-nb_status nb_shard_add_linear(nb_shard *s, const char *module, const nb_matrix *w,
-                              const float *bias, nb_error *err)
+static nb_status add_planes(nb_shard *s, const char *module, const char *stem, const nb_matrix *w,
+                            nb_error *err)
 {
     nb_plane_spec spec[NB_MAX_PLANES];
     int n = w->format.family->planes(&w->format, w->n_in, spec);
-    for (int i = 0; i < n; i++) NB_TRY(add_plane(s, module, w, i, &spec[i], err));
+    for (int i = 0; i < n; i++) NB_TRY(add_plane(s, module, stem, w, i, &spec[i], err));
+    return NB_OK;
+}
+
+nb_status nb_shard_add_linear(nb_shard *s, const char *module, const nb_matrix *w,
+                              const float *bias, nb_error *err)
+{
+    NB_TRY(add_planes(s, module, "weight", w, err));
     return bias ? nb_shard_add_vector(s, module, "bias", bias, w->n_out, err) : NB_OK;
+}
+
+nb_status nb_shard_add_lorc(nb_shard *s, const char *module, const nb_lorc *l, nb_error *err)
+{
+    if (l->rank == 0) return NB_OK;
+    NB_TRY(add_planes(s, module, "weight.lorc_a", &l->a, err));
+    return add_planes(s, module, "weight.lorc_b", &l->b, err);
 }
 
 nb_status nb_shard_add_norm(nb_shard *s, const nb_host_norm *norm, nb_error *err)
@@ -86,14 +101,15 @@ nb_status nb_shard_write(const nb_shard *s, const char *path, char hash[NB_HASH_
     return nb_file_hash(path, hash, err);
 }
 
-nb_status nb_shard_find(const nb_checkpoint *shard, const char *module, nb_matrix *w, nb_error *err)
+static nb_status find_planes(const nb_checkpoint *shard, const char *module, const char *stem,
+                             nb_matrix *w, nb_error *err)
 {
     nb_plane_spec spec[NB_MAX_PLANES];
     int n = w->format.family->planes(&w->format, w->n_in, spec);
     for (int i = 0; i < n; i++) {
         char name[512];
         const char *dot = *spec[i].suffix ? "." : "";
-        snprintf(name, sizeof name, "%s.weight%s%s", module, dot, spec[i].suffix);
+        snprintf(name, sizeof name, "%s.%s%s%s", module, stem, dot, spec[i].suffix);
         const nb_tensor *t = nb_checkpoint_find(shard, name);
         if (!t || t->dtype != spec[i].dtype ||
             t->n_bytes != (size_t)w->n_out * (size_t)spec[i].row_bytes) {
@@ -103,4 +119,17 @@ nb_status nb_shard_find(const nb_checkpoint *shard, const char *module, nb_matri
         w->plane[i] = t->data;
     }
     return NB_OK;
+}
+
+nb_status nb_shard_find(const nb_checkpoint *shard, const char *module, nb_matrix *w, nb_error *err)
+{
+    return find_planes(shard, module, "weight", w, err);
+}
+
+nb_status nb_shard_find_lorc(const nb_checkpoint *shard, const char *module, nb_lorc *l,
+                             nb_error *err)
+{
+    if (l->rank == 0) return NB_OK;
+    NB_TRY(find_planes(shard, module, "weight.lorc_a", &l->a, err));
+    return find_planes(shard, module, "weight.lorc_b", &l->b, err);
 }

@@ -5,8 +5,8 @@
 #include "base/hash.h"
 #include "model/model.h"
 
-/* 7 linears of at most 4 planes and a bias, 4 norms of two vectors. */
-#define NB_SHARD_TENSORS (NB_N_ROLES * (NB_MAX_PLANES + 1) + 2 * NB_N_NORMS)
+/* 7 linears of at most 4 planes, a bias and two factors of planes, 4 norms of two vectors. */
+#define NB_SHARD_TENSORS (NB_N_ROLES * (3 * NB_MAX_PLANES + 1) + 2 * NB_N_NORMS)
 
 typedef struct nb_shard {
     nb_arena *arena; /* of the names; borrowed */
@@ -20,6 +20,8 @@ nb_status nb_shard_add_vector(nb_shard *s, const char *module, const char *field
 /* MODULE.weight of a storage type, or MODULE.weight.PLANE of a quantized format; and the bias. */
 nb_status nb_shard_add_linear(nb_shard *s, const char *module, const nb_matrix *w,
                               const float *bias, nb_error *err);
+/* MODULE.weight.lorc_a and .lorc_b, or their planes; nothing for rank 0. */
+nb_status nb_shard_add_lorc(nb_shard *s, const char *module, const nb_lorc *l, nb_error *err);
 nb_status nb_shard_add_norm(nb_shard *s, const nb_host_norm *norm, nb_error *err);
 
 /* Writes the file and gives its checksum and size. */
@@ -33,5 +35,8 @@ nb_status nb_file_hash(const char *path, char hash[NB_HASH_CHARS], nb_error *err
  * another size. */
 nb_status nb_shard_find(const nb_checkpoint *shard, const char *module, nb_matrix *w,
                         nb_error *err);
+/* The same of its factors. */
+nb_status nb_shard_find_lorc(const nb_checkpoint *shard, const char *module, nb_lorc *l,
+                             nb_error *err);
 
 #endif

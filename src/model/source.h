@@ -12,6 +12,7 @@ struct nb_source {
     struct json_t *modules; /* module -> format word; NULL: not quantized */
     struct json_t *recipe;
     nb_format act;     /* of every quantized linear's input */
+    nb_lorc lorc;      /* rank and formats of every quantized linear's inside the blocks */
     bool short_prefix; /* names without the leading "model." (early OPT files) */
     int64_t source_bytes;
 };
