@@ -4,7 +4,7 @@
  * s q^T, so one product gives the values and the other side. Squaring costs half of the digits of
  * small singular values: those below 1e-8 of the largest are noise in x already, which is made of
  * fp32 numbers, and V stays orthonormal whatever they are. A full decomposition (gesdd) of a
- * 1536 x 576 matrix takes ten times as long.
+ * 1536 x 576 matrix takes six times as long.
  *
  * OpenBLAS works with one thread: the threads are ours and the cut of the work follows from the
  * shape alone. */
