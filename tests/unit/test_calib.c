@@ -194,7 +194,7 @@ static void begin_kind(command *c, const char *out, int kind)
     if (kind == PLAIN) return;
     with_text(c);
     if (kind == FOLLOWED) return;
-    c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq";
+    c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq,lorc:rank=2";
     c->opt.acts = "int8:token";
     if (kind == MOVED) {
         c->opt.recipe = "sequential: true\n"
