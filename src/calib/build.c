@@ -25,9 +25,15 @@ typedef struct builder {
 static nb_status report_linear(builder *b, const nb_host_linear *l, const nb_convert_info *info)
 {
     const nb_matrix *w = &l->w;
-    json_t *one = json_pack("{s:s,s:s,s:I,s:I,s:I,s:f}", "name", l->name, "format", w->format.word,
-                            "rows", (json_int_t)w->n_out, "cols", (json_int_t)w->n_in, "bytes",
-                            (json_int_t)nb_matrix_bytes(w), "error", info->error);
+    json_t *one =
+        json_pack("{s:s,s:s,s:I,s:I,s:I,s:f}", "name", l->name, "format", w->format.word, "rows",
+                  (json_int_t)w->n_out, "cols", (json_int_t)w->n_in, "bytes",
+                  (json_int_t)(nb_matrix_bytes(w) + nb_lorc_bytes(&l->lorc)), "error", info->error);
+    if (l->lorc.rank > 0) {
+        json_object_set_new(one, "lorc",
+                            json_pack("{s:i,s:s,s:f}", "rank", l->lorc.rank, "format",
+                                      l->lorc.a.format.word, "error_before", info->rounded));
+    }
     if (info->clipped >= 0) json_object_set_new(one, "clipped", json_real(info->clipped));
     if (info->loss >= 0) json_object_set_new(one, "loss", json_real(info->loss));
     if (*info->note) json_object_set_new(one, "note", json_string(info->note));
@@ -54,6 +60,7 @@ static nb_status add_linear(builder *b, const nb_convert *how, const nb_host_lin
     nb_convert_info info;
     *stored = *l;
     NB_TRY(nb_convert_matrix(how, l->name, &l->w, format, by_rows, &stored->w, &info, b->err));
+    stored->lorc = info.lorc;
     NB_TRY(nb_shard_add_linear(&b->shard, stored, b->err));
     NB_TRY(report_linear(b, stored, &info));
     return nb_calib_tell(b->c, b->index, NULL, b->err);

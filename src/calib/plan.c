@@ -40,30 +40,50 @@ static int64_t header_bytes(const nb_format *f, int64_t n_in)
 }
 
 typedef struct block_size {
-    int64_t source, weights, planes, other; /* other: biases, norms, header    */
-    int64_t largest;                        /* weights of the largest linear   */
+    int64_t source, weights, planes, other; /* other: biases, norms, header       */
+    int64_t largest;                        /* weights of the largest linear      */
     int64_t quantized, quantized_bytes;     /* weights that are, and their planes */
+    int64_t lorc;                           /* memory of the compensate step      */
 } block_size;
 
-static block_size measure_block(const nb_host_block *b, const nb_recipe *recipe)
+/* Factors of a linear, and what finding them takes: its error and a Gram matrix in double, and for
+ * the weighted form the factor of the statistics. */
+static nb_status measure_lorc(const nb_host_linear *l, const nb_format *format,
+                              const nb_recipe *recipe, block_size *s, int64_t *factors,
+                              nb_error *err)
 {
-    block_size s = {0};
+    nb_lorc lorc;
+    *factors = 0;
+    NB_TRY(nb_recipe_lorc(recipe, l->name, format, l->w.n_out, l->w.n_in, &lorc, err));
+    if (lorc.rank == 0) return NB_OK;
+    int64_t side = nb_min_i64(l->w.n_out, l->w.n_in);
+    *factors = nb_lorc_bytes(&lorc);
+    s->other += header_bytes(&lorc.a.format, l->w.n_out) + header_bytes(&lorc.b.format, l->w.n_in);
+    s->lorc = nb_max_i64(s->lorc, 8 * (l->w.n_out * l->w.n_in + 2 * side * side));
+    return NB_OK;
+}
+
+static nb_status measure_block(const nb_host_block *b, const nb_recipe *recipe, block_size *s,
+                               nb_error *err)
+{
+    *s = (block_size){0};
     for (int r = 0; r < NB_N_ROLES; r++) {
         const nb_host_linear *l = &b->linear[r];
         if (!l->name) continue;
         int64_t n = l->w.n_out * l->w.n_in;
-        s.source += nb_matrix_bytes(&l->w);
-        s.weights += n;
-        s.largest = nb_max_i64(s.largest, n);
         const nb_format *f = nb_recipe_weights(recipe, (nb_role)r);
-        int64_t planes = l->w.n_out * nb_format_row_bytes(f, l->w.n_in);
-        s.planes += planes;
-        s.quantized += nb_format_is_quantized(f) ? n : 0;
-        s.quantized_bytes += nb_format_is_quantized(f) ? planes : 0;
-        s.other += vector_bytes(l->bias, l->w.n_out) + header_bytes(f, l->w.n_in);
+        s->source += nb_matrix_bytes(&l->w);
+        s->weights += n;
+        s->largest = nb_max_i64(s->largest, n);
+        s->other += vector_bytes(l->bias, l->w.n_out) + header_bytes(f, l->w.n_in);
+        int64_t factors, planes = l->w.n_out * nb_format_row_bytes(f, l->w.n_in);
+        NB_TRY(measure_lorc(l, f, recipe, s, &factors, err));
+        s->planes += planes + factors;
+        s->quantized += nb_format_is_quantized(f) ? n : 0;
+        s->quantized_bytes += nb_format_is_quantized(f) ? planes + factors : 0;
     }
-    for (int r = 0; r < NB_N_NORMS; r++) s.other += norm_bytes(&b->norm[r]);
-    return s;
+    for (int r = 0; r < NB_N_NORMS; r++) s->other += norm_bytes(&b->norm[r]);
+    return NB_OK;
 }
 
 /* Bytes in the file, and bytes that must be made (not only copied). */
@@ -91,7 +111,7 @@ static void measure_ends(const nb_host_ends *e, const nb_recipe *recipe, int64_t
 static int64_t block_memory(const block_size *b, const nb_config *cfg, const nb_recipe *recipe,
                             bool calibrated)
 {
-    int64_t work = b->source + 2 * b->planes + b->other + 5 * b->largest;
+    int64_t work = b->source + 2 * b->planes + b->other + 5 * b->largest + b->lorc;
     work += nb_block_steps_bytes(recipe, cfg, b->weights);
     if (!calibrated) return work;
     if (nb_recipe_needs(recipe) & NB_NEED_HESSIAN) {
@@ -111,7 +131,8 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
     nb_arena_reset(arena);
     NB_TRY(nb_source_block(source, 0, arena, &block, err));
     NB_TRY(nb_source_ends(source, arena, &ends, err));
-    block_size b = measure_block(&block, recipe);
+    block_size b;
+    NB_TRY(measure_block(&block, recipe, &b, err));
     int64_t ends_stored, ends_made, n = cfg->n_layers;
     measure_ends(&ends, recipe, &ends_stored, &ends_made);
     nb_arena_reset(arena);

@@ -30,6 +30,8 @@ typedef struct nb_job {
     const float *hessian;     /* NB_NEED_HESSIAN: [n_in, n_in], its upper triangle            */
     const double *option;     /* of the step at work, in the order of its table               */
     uint8_t *plane[NB_MAX_PLANES]; /* [n_out, row_bytes] each: filled by the round step       */
+    nb_lorc lorc; /* rank and formats of nb_steps_lorc, and shapes; rank 0: makes no factors  */
+    uint8_t *lorc_a[NB_MAX_PLANES], *lorc_b[NB_MAX_PLANES]; /* filled by the compensate step  */
     int threads;
     double loss;    /* what the round step minimised, of its whole matrix; < 0: nothing       */
     char note[128]; /* what the report must say of this linear; empty: nothing                */
@@ -114,15 +116,20 @@ typedef struct nb_step_option {
     double def, min, max;
 } nb_step_option;
 
+struct nb_step;
+
 typedef struct nb_method {
     const char *name; /* as in recipes: "minmax", "mse", "nearest" */
     nb_step_kind kind;
-    unsigned needs;                /* NB_NEED_... */
-    const nb_step_option *options; /* at most NB_MAX_OPTIONS; NULL: none */
-    const char *source;            /* where the mathematics comes from */
+    unsigned needs;                                     /* NB_NEED_... */
+    unsigned (*needs_more)(const struct nb_step *step); /* by its options; NULL: nothing */
+    const nb_step_option *options;                      /* at most NB_MAX_OPTIONS; NULL: none */
+    const char *source;                                 /* where the mathematics comes from */
     /* One of the two: on each linear, or on the whole block (transforms, steps that train). */
     nb_status (*run)(nb_job *job, nb_error *err);
     nb_status (*run_block)(nb_block_job *job, nb_error *err);
+    /* Steps that make low-rank factors: their rank and formats, no planes. NULL: makes none. */
+    nb_status (*lorc)(const struct nb_step *step, nb_lorc *out, nb_error *err);
 } nb_method;
 
 extern const nb_method *const nb_methods[]; /* NULL-terminated, methods.c */
@@ -140,6 +147,12 @@ typedef struct nb_step {
 /* NB_EUSAGE names the step and lists what there is. */
 nb_status nb_method_find(const nb_method **out, const char *name, nb_error *err);
 nb_status nb_step_parse(nb_step *out, const char *word, nb_error *err);
+
+/* NB_NEED_... of the step with its options. */
+unsigned nb_step_needs(const nb_step *s);
+/* The factors that the steps give every linear of a block; rank 0: none. NB_EUSAGE: options that
+ * make no sense together. */
+nb_status nb_steps_lorc(const nb_step *steps, int n_steps, nb_lorc *out, nb_error *err);
 
 /* Runs the steps in order. Weights that are not finite, before the first step or after a transform,
  * are NB_ENUMERIC naming linear, row and column. */
