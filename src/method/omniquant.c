@@ -20,8 +20,8 @@
  *
  * Source: OmniQuant (arXiv 2308.13137); the rates are those of its code, which its text swaps.
  * Deviations: let.c; the state of the best epoch is kept, not the last. */
-#include <float.h>
 #include <math.h>
+#include <string.h>
 
 #include "method/trainer.h"
 #include "model/family.h"
@@ -223,6 +223,22 @@ static void choose_pairs(const nb_block_job *job, nb_trainer_options *opt)
     opt->start.shift = c->family->norm == NB_NORM_LAYER && (acts || job->option[SHIFT] != 0);
 }
 
+/* Linears that share an input share its quantizer in training. */
+static nb_status check_acts(const nb_block_job *job, nb_error *err)
+{
+    static const nb_role shared[][2] = {{NB_Q, NB_K}, {NB_Q, NB_V}, {NB_UP, NB_GATE}};
+    for (size_t i = 0; i < NB_COUNT(shared); i++) {
+        nb_role a = shared[i][0], b = shared[i][1];
+        bool has = job->block->linear[a].name && job->block->linear[b].name;
+        if (!has || strcmp(job->acts[a].word, job->acts[b].word) == 0) continue;
+        return nb_fail(err, NB_EUSAGE,
+                       "step \"omniquant\": %s and %s share their input, but its formats are "
+                       "\"%s\" and \"%s\"",
+                       nb_role_names[a], nb_role_names[b], job->acts[a].word, job->acts[b].word);
+    }
+    return NB_OK;
+}
+
 static nb_status run_omniquant(nb_block_job *job, nb_error *err)
 {
     const double *o = job->option;
@@ -237,6 +253,7 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
         return nb_fail(err, NB_EUSAGE,
                        "step \"omniquant\": nothing to train; say omniquant:lwc, :let or both");
     }
+    NB_TRY(check_acts(job, err));
     choose_pairs(job, &tr.opt);
     nb_status st = nb_trainer_create(&tr.t, job, &tr.opt, err);
     if (st == NB_OK) st = begin_report(&tr, err);

@@ -145,9 +145,26 @@ static void omni_parse(nb_format *f, const char *word)
     if (word) assert_int_equal(nb_format_parse(f, word, NULL), NB_OK);
 }
 
-static void omni_begin(omni_fixture *f, const omni_variant *v, const char *device, int threads)
+static nb_config omni_config(const omni_variant *v)
 {
     const nb_family *family = nb_family_by_model_type(v->family);
+    return (nb_config){.family = family,
+                       .n_layers = 1,
+                       .n_embd = v->embd,
+                       .n_ffn = v->ffn,
+                       .n_heads = v->heads,
+                       .n_kv_heads = v->kv_heads,
+                       .head_dim = v->head_dim,
+                       .n_ctx = 32,
+                       .norm_eps = 1e-5f,
+                       .act = family->linear[NB_GATE] ? NB_ACT_SILU : NB_ACT_RELU,
+                       .rope_theta = 100,
+                       .post_norm = v->post_norm,
+                       .norm_affine = true};
+}
+
+static void omni_begin(omni_fixture *f, const omni_variant *v, const char *device, int threads)
+{
     *f = (omni_fixture){.rng = {3}};
     nb_options opt;
     nb_options_default(&opt);
@@ -155,19 +172,7 @@ static void omni_begin(omni_fixture *f, const omni_variant *v, const char *devic
     opt.threads = threads;
     assert_int_equal(nb_backend_create(&f->be, &opt, NULL), NB_OK);
     assert_int_equal(nb_arena_create(&f->arena, NULL), NB_OK);
-    f->cfg = (nb_config){.family = family,
-                         .n_layers = 1,
-                         .n_embd = v->embd,
-                         .n_ffn = v->ffn,
-                         .n_heads = v->heads,
-                         .n_kv_heads = v->kv_heads,
-                         .head_dim = v->head_dim,
-                         .n_ctx = 32,
-                         .norm_eps = 1e-5f,
-                         .act = family->linear[NB_GATE] ? NB_ACT_SILU : NB_ACT_RELU,
-                         .rope_theta = 100,
-                         .post_norm = v->post_norm,
-                         .norm_affine = true};
+    f->cfg = omni_config(v);
     for (int r = 0; r < NB_N_ROLES; r++) {
         omni_parse(&f->weights[r], v->weights);
         omni_parse(&f->acts[r], v->acts);

@@ -389,12 +389,14 @@ static void test_ladder(void **state)
     omni_end(&f);
 }
 
-static void test_nothing_to_train(void **state)
+static void test_refused(void **state)
 {
     NB_UNUSED(state);
     omni_fixture f;
     omni_begin(&f, &w2, "cpu", 1);
     assert_int_equal(run(&f, "omniquant", 2, NULL), NB_EUSAGE);
+    omni_parse(&f.acts[NB_K], "int8:token");
+    assert_int_equal(run(&f, "omniquant:lwc", 2, NULL), NB_EUSAGE);
     omni_end(&f);
 }
 
@@ -410,7 +412,7 @@ int main(void)
         cmocka_unit_test(test_wild_rates),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_ladder),
-        cmocka_unit_test(test_nothing_to_train),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
