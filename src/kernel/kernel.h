@@ -71,6 +71,8 @@ typedef struct nb_kernels {
 
     /* Least and greatest of x and 0. */
     void (*range)(float *lo, float *hi, const float *x, int64_t n);
+    /* y += share / (how many x equal value) where x equals value, which is not 0. */
+    void (*add_where)(float *y, const float *x, float value, float share, int64_t n);
     /* Fake quantization on a uniform grid (format/ste.h): scale times the whole number nearest to
      * x / scale, limited to [lo, hi] first; ties to even; |lo|, |hi| < 2^22; bit-exact. */
     void (*round_uniform)(float *out, const float *x, float scale, float lo, float hi, int64_t n);

@@ -61,7 +61,7 @@ static void run_norm_back(nb_backend *be, const op_case *c, double *out)
     nb_view dx = make_view(be, c, 1, c->T, c->M), dy = make_view(be, c, 2, c->T, c->M);
     nb_view x = make_view(be, c, 3, c->T, c->M);
     nb_view w = make_view(be, &(op_case){.seed = 12}, 3, 1, c->M);
-    nb_norm norm = {.kind = (nb_norm_kind)c->kind, .eps = 1e-5f};
+    nb_norm norm = {.kind = (nb_norm_kind)c->kind, .eps = 0.05f};
     if (c->bias) norm.weight = w.buf;
     nb_view to = c->in_place ? dy : dx;
     be->ops->norm_backward(be, to, dy, x, &norm, c->add);
@@ -252,10 +252,7 @@ static void test_pointwise(void **state)
                      .in_place = i % 5 == 0,
                      .add = i % 4 < 2};
         double *size = constant(50, 3 * c.T * c.M + 3 * c.T * 64);
-        /* rows of two values may nearly vanish under their mean: r up to 1/sqrt(eps) */
-        double grow = c.M == 2 ? 300 : 1;
-        compare(run_norm_back, &c, NB_COMPUTE_F32, size, grow * (double)(c.M + 16) * EPS,
-                c.T * c.M);
+        compare(run_norm_back, &c, NB_COMPUTE_F32, size, (double)(c.M + 16) * EPS, c.T * c.M);
         compare(run_rope_back, &c, NB_COMPUTE_F32, size, 2 * EPS, c.T * c.H * c.D);
         c.kind = i % 3;
         compare(run_glu_back, &c, NB_COMPUTE_F32, size, 0x1p-20, 3 * c.T * c.M);
@@ -277,6 +274,7 @@ static void test_attention(void **state)
                      .D = PICK(&r, 8, 16, 64),
                      .window = PICK(&r, 0, 0, 1, 5, 100)};
         c.H = c.K * PICK(&r, 1, 3, 4, 7);
+        if (i == 0) c = (op_case){.T = 700, .H = 2, .K = 1, .D = 8}; /* more tiles than lanes */
         int64_t n = attention_results(&c);
         for (int compute = 0; compute < n_compute; compute++) {
             /* as in test_backends; |dp| stays below 5 sqrt D on this data */

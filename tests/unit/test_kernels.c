@@ -271,6 +271,105 @@ static void check_kl(const nb_kernels *ref, const nb_kernels *k, int64_t n, data
     free(a), free(b);
 }
 
+/* ---- training -------------------------------------------------------------------------- */
+
+static void check_mul_add(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind)
+{
+    float *a = make(n, kind, 1), *b = make(n, kind, 2), *start = make(n, kind, 3);
+    float *y = make_out(n * 4), *z = make_out(n * 4);
+    memcpy(y, start, (size_t)n * 4), memcpy(z, start, (size_t)n * 4);
+    ref->mul_add(y, a, b, n), k->mul_add(z, a, b, n);
+    check_canary(z, n * 4);
+    for (int64_t i = 0; i < n; i++) {
+        double size = fabs(start[i]) + fabs((double)a[i] * b[i]);
+        CHECK(fabs((double)y[i] - z[i]) <= EPS * size + 0x1p-149);
+    }
+    free(a), free(b), free(start), free(y), free(z);
+}
+
+static double true_slope(int act, double x)
+{
+    double s = 1 / (1 + exp(-x));
+    if (act == 0) return s * (1 + x * (1 - s));
+    if (act == 1) return x > 0;
+    return 0.5 * (1 + erf(x * sqrt(0.5))) + x * exp(-0.5 * x * x) * 0.39894228040143267794;
+}
+
+static void check_back(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind)
+{
+    NB_UNUSED(ref);
+    float *x = make(n, kind, 1), *up = make(n, NORMAL, 2), *d = make(n, NORMAL, 3);
+    float *dx = make_out(n * 4), *dup = make_out(n * 4);
+    for (int act = 0; act < 3; act++) {
+        for (int gated = 0; gated < 2; gated++) {
+            (act == 0   ? k->silu_back
+             : act == 1 ? k->relu_back
+                        : k->gelu_back)(dx, gated ? dup : NULL, d, x, gated ? up : NULL, n);
+            check_canary(dx, n * 4), check_canary(dup, n * 4);
+            for (int64_t i = 0; i < n; i++) {
+                double u = gated ? up[i] : 1, size = (1 + fabs(x[i])) * fabs(d[i]);
+                double value = act == 1 ? fmax(x[i], 0) : true_act(act, x[i]);
+                CHECK(fabs(d[i] * u * true_slope(act, x[i]) - dx[i]) <=
+                      0x1p-20 * size * fabs(u) + TINY);
+                if (gated) CHECK(fabs(d[i] * value - dup[i]) <= 0x1p-20 * size + TINY);
+            }
+        }
+    }
+    free(x), free(up), free(d), free(dx), free(dup);
+}
+
+static void check_softmax_back(const nb_kernels *ref, const nb_kernels *k, int64_t n,
+                               data_kind kind)
+{
+    float *p = make(n, kind, 1), *dp = make(n, kind, 2), *y = make_out(n * 4), *z = make_out(n * 4);
+    ref->softmax_back(y, p, dp, 0.3f, 0.125f, n), k->softmax_back(z, p, dp, 0.3f, 0.125f, n);
+    check_canary(z, n * 4);
+    CHECK(memcmp(y, z, (size_t)n * 4) == 0);
+    free(p), free(dp), free(y), free(z);
+}
+
+/* Ranges, extremes and rounding are exact. */
+static void check_grid(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind)
+{
+    float *x = make(n, kind, 1), *y = make(n, NORMAL, 2), *z = make_out(n * 4), lo[2], hi[2];
+    for (int64_t i = 0; i < n; i += 5) x[i] = x[0]; /* ties */
+    memcpy(z, y, (size_t)n * 4);
+    ref->range(&lo[0], &hi[0], x, n), k->range(&lo[1], &hi[1], x, n);
+    CHECK(lo[0] == lo[1] && hi[0] == hi[1] && lo[0] <= 0 && hi[0] >= 0);
+    if (n > 0 && x[0] != 0) {
+        ref->add_where(y, x, x[0], 0.7f, n), k->add_where(z, x, x[0], 0.7f, n);
+        check_canary(z, n * 4);
+        CHECK(memcmp(y, z, (size_t)n * 4) == 0);
+    }
+    for (int bits = 2; bits <= 8; bits += 3) {
+        float scale = fmaxf((hi[0] - lo[0]) / (float)(1 << bits), FLT_MIN);
+        float bottom = -(float)(1 << (bits - 2)), top = (float)(1 << (bits - 1));
+        ref->round_uniform(y, x, scale, bottom, top, n);
+        k->round_uniform(z, x, scale, bottom, top, n);
+        check_canary(z, n * 4);
+        CHECK(memcmp(y, z, (size_t)n * 4) == 0);
+    }
+    free(x), free(y), free(z);
+}
+
+static void check_straight(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind)
+{
+    float *x = make(n, kind, 1), *g = make(n, NORMAL, 2), *back = make(n, kind, 3);
+    float *y = make_out(n * 4), *z = make_out(n * 4);
+    double size = 0;
+    for (int64_t i = 0; i < n; i++) size += fabs((double)g[i]) * (fabs(x[i]) + fabs(back[i]));
+    double bound = (double)(n + 1) * EPS * size + (double)n * 0x1p-148;
+    for (int i = 0; i < 2; i++) {
+        float scale = i ? 0 : 0.5f; /* 0: a block of zeros, nothing is inside */
+        float want = ref->straight(y, g, x, back, scale, -1.5f, 2, n);
+        CHECK(fabs(want - k->straight(z, g, x, back, scale, -1.5f, 2, n)) <= bound);
+        check_canary(z, n * 4);
+        CHECK(memcmp(y, z, (size_t)n * 4) == 0);
+        CHECK(fabs(want - k->straight(NULL, g, x, back, scale, -1.5f, 2, n)) <= bound);
+    }
+    free(x), free(g), free(back), free(y), free(z);
+}
+
 /* ---- walking the slots ----------------------------------------------------------------- */
 
 typedef void (*slot_check)(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind);
@@ -279,10 +378,21 @@ static const struct {
     const char *name;
     slot_check check;
 } checks[] = {
-    {"dot", check_dot},   {"norm", check_norms},      {"exact", check_exact},
-    {"axpy", check_axpy}, {"rope", check_rope},       {"act", check_acts},
-    {"max", check_max},   {"exp_sum", check_exp_sum}, {"logsumexp", check_logsumexp},
+    {"dot", check_dot},
+    {"norm", check_norms},
+    {"exact", check_exact},
+    {"axpy", check_axpy},
+    {"rope", check_rope},
+    {"act", check_acts},
+    {"max", check_max},
+    {"exp_sum", check_exp_sum},
+    {"logsumexp", check_logsumexp},
     {"kl", check_kl},
+    {"mul_add", check_mul_add},
+    {"back", check_back},
+    {"softmax_back", check_softmax_back},
+    {"grid", check_grid},
+    {"straight", check_straight},
 };
 
 static void check_level(const nb_kernels *k)

@@ -199,6 +199,8 @@ static frozen *make_frozen(const char *word, bool clipped, uint64_t seed)
         z->w[COLS + j] = fabs(z->w[COLS + j]) + 0.1;
         if (j < COLS - 8) z->w[2 * COLS + j] = 0;
     }
+    z->w[3 * COLS - 1] = 5; /* as far from 0 as the other end, where nothing is clipped */
+    z->w[3 * COLS - 2] = -5;
     for (int64_t j = 0; j < COLS; j += 8) {
         z->col[j] = z->col[j + 1] = z->col[j + 4] = z->col[j + 5] = 1;
         z->w[3 * COLS + j] = z->w[3 * COLS + j + 1] = 3 + (double)j / 8;

@@ -61,6 +61,15 @@ static void range(float *lo, float *hi, const float *x, int64_t n)
     }
 }
 
+static void add_where(float *y, const float *x, float value, float share, int64_t n)
+{
+    int count = 0;
+    for (int64_t i = 0; i < n; i++) count += x[i] == value;
+    for (int64_t i = 0; i < n; i++) {
+        if (x[i] == value) y[i] += share / (float)count;
+    }
+}
+
 /* The addition leaves no fraction bits: rintf, but +0 for what rounds to 0. */
 static inline float round_even(float x)
 {
@@ -99,6 +108,7 @@ void nb_kernels_init_train_ref(nb_kernels *k)
     k->gelu_back = gelu_back;
     k->softmax_back = softmax_back;
     k->range = range;
+    k->add_where = add_where;
     k->round_uniform = round_uniform;
     k->straight = straight;
 }

@@ -88,6 +88,27 @@ static void range(float *lo, float *hi, const float *x, int64_t n)
     *hi = v_hmax(v_max(max[0], max[1]));
 }
 
+/* Lanes beyond the end are 0, which value is not. */
+static inline unsigned find_value(const float *x, vf value, int64_t left)
+{
+    return v_equal(left < VLEN ? v_load_n(x, left) : v_load(x), value);
+}
+
+static void add_where(float *y, const float *x, float value, float share, int64_t n)
+{
+    vf v = v_set1(value);
+    int count = 0;
+    for (int64_t i = 0; i < n; i += VLEN) {
+        unsigned hits = find_value(x + i, v, n - i);
+        if (hits) count += __builtin_popcount(hits);
+    }
+    for (int64_t i = 0; count > 0 && i < n; i += VLEN) {
+        for (unsigned hits = find_value(x + i, v, n - i); hits; hits &= hits - 1) {
+            y[i + __builtin_ctz(hits)] += share / (float)count;
+        }
+    }
+}
+
 /* Adding 0 makes +0 of -0. */
 static inline vf round_step(vf x, vf scale, vf lo, vf hi)
 {
@@ -124,6 +145,7 @@ void INIT_TRAIN(nb_kernels *k)
     k->relu_back = relu_back;
     k->softmax_back = softmax_back;
     k->range = range;
+    k->add_where = add_where;
     k->round_uniform = round_uniform;
     k->straight = straight;
 }

@@ -150,17 +150,6 @@ static float scale_gradient(const job *j, const lane *l, int64_t g, const float 
     return scale > 0 ? sum / scale : 0;
 }
 
-/* pass += share where w equals `end`, split among all such values. */
-static void add_at(float *pass, const float *w, float end, float share, int64_t n)
-{
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; i++) count += w[i] == end;
-    share /= (float)count;
-    for (int64_t i = 0; i < n; i++) {
-        if (w[i] == end) pass[i] += share;
-    }
-}
-
 /* pass += what the scale of group g hands to the extremes of the group. */
 static void add_extremes(const job *j, const lane *l, int64_t g, const float *w, float scale_grad)
 {
@@ -168,8 +157,8 @@ static void add_extremes(const job *j, const lane *l, int64_t g, const float *w,
     float beta = l->clip_lo[g], gamma = l->clip_hi[g];
     nb_slope s = nb_grid_slope(&l->grid[g], beta * l->lo[g], gamma * l->hi[g]);
     float lo = scale_grad * (float)s.lo * beta, hi = scale_grad * (float)s.hi * gamma;
-    if (l->hi[g] > 0 && s.hi != 0) add_at(l->pass + at, w + at, l->hi[g], hi, n);
-    if (l->lo[g] < 0 && s.lo != 0) add_at(l->pass + at, w + at, l->lo[g], lo, n);
+    if (l->hi[g] > 0 && s.hi != 0) j->k->add_where(l->pass + at, w + at, l->hi[g], hi, n);
+    if (l->lo[g] < 0 && s.lo != 0) j->k->add_where(l->pass + at, w + at, l->lo[g], lo, n);
 }
 
 /* ---- activations ----------------------------------------------------------------------- */
@@ -237,6 +226,12 @@ typedef struct clipped {
     nb_view w, row, col, u, l;
 } clipped;
 
+static void scale_columns(float *restrict w, const float *restrict col, int64_t n)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) w[i] *= col[i];
+}
+
 /* Row i, scaled and fitted; what is returned is the row itself or a copy in the lane. */
 static const float *load_row(const job *j, const clipped *c, lane *l, int64_t i)
 {
@@ -244,7 +239,7 @@ static const float *load_row(const job *j, const clipped *c, lane *l, int64_t i)
     if (c->row.buf || c->col.buf) {
         j->k->scale(l->w, c->row.buf ? nb_cpu_row(c->row, 0)[i] : 1, w, j->n);
         const float *col = c->col.buf ? nb_cpu_row(c->col, 0) : NULL;
-        for (int64_t m = 0; col && m < j->n; m++) l->w[m] *= col[m];
+        if (col) scale_columns(l->w, col, j->n);
         w = l->w;
     }
     for (int64_t g = 0; g < j->groups; g++) {

@@ -109,7 +109,12 @@ static void norm_row(float *dx, float *g, const float *x, const nb_norm *norm, i
     float r = 1 / sqrtf(square / (float)n + norm->eps), slope = dot / (float)n * r * r;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) g[i] = r * (g[i] - shift - (x[i] - mean) * slope);
-    for (int64_t i = 0; i < n; i++) dx[i] = add ? dx[i] + g[i] : g[i];
+    if (add) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) dx[i] += g[i];
+    } else {
+        memcpy(dx, g, (size_t)n * sizeof *dx);
+    }
 }
 
 void nb_cpu_norm_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, const nb_norm *norm,
@@ -124,6 +129,7 @@ void nb_cpu_norm_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, con
         const float *d = nb_cpu_row(dy, t);
         float *g = thread_row(rows, n);
         if (w) {
+#pragma omp simd
             for (int64_t i = 0; i < n; i++) g[i] = d[i] * w[i];
         } else {
             memcpy(g, d, (size_t)n * sizeof *g);
