@@ -9,15 +9,18 @@ typedef struct nb_convert {
     nb_arena *arena;         /* of the planes made */
     nb_arena *scratch;       /* reset by every call */
     int threads;
+    unsigned cpu;            /* features that may be used: NB_CPU_... */
     const float *hessian;    /* of the linear's input, for steps that need it, or NULL */
     const float *importance; /* [n_in]: its diagonal, or NULL */
+    nb_gptq_cache *factors;  /* nb_job's, or NULL */
 } nb_convert;
 
 /* What is told of a matrix. */
 typedef struct nb_convert_info {
-    double error;   /* sum (w - w')^2 / sum w^2 */
-    double loss;    /* nb_job's */
-    char note[128]; /* nb_job's */
+    double error;    /* sum (w - w')^2 / sum w^2 */
+    double loss;     /* nb_job's */
+    int64_t clipped; /* nb_job's */
+    char note[128];  /* nb_job's */
 } nb_convert_info;
 
 /* *out in `format`. Where `out` is the source's own type, it borrows the source's planes. Needs

@@ -18,6 +18,7 @@ typedef struct sum {
 struct nb_grams {
     nb_backend *be;
     nb_format act;
+    bool raw;
     sum sums[NB_N_ROLES];
     float *host, *diagonal; /* of the input `taken` */
     int taken;              /* -1: none */
@@ -42,13 +43,14 @@ static nb_status create_sums(nb_grams *g, const nb_host_block *block, nb_error *
 }
 
 nb_status nb_grams_create(nb_grams **out, nb_backend *be, const nb_host_block *block,
-                          const nb_format *act, nb_error *err)
+                          const nb_format *act, bool raw, nb_error *err)
 {
     *out = NULL;
     nb_grams *g = calloc(1, sizeof *g);
     if (!g) return nb_fail_memory(err, "input statistics", sizeof *g);
     g->be = be;
     g->act = *act;
+    g->raw = raw;
     g->taken = -1;
     nb_status st = create_sums(g, block, err);
     if (st != NB_OK) {
@@ -72,7 +74,7 @@ void nb_grams_observe(void *user, nb_role role, nb_view x)
 {
     nb_grams *g = user;
     sum *s = &g->sums[role];
-    g->be->ops->gram_forward(g->be, nb_view_of(s->buf, s->n, s->n), x, &g->act);
+    g->be->ops->gram_forward(g->be, nb_view_of(s->buf, s->n, s->n), x, &g->act, !g->raw);
     s->windows++;
 }
 

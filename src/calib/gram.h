@@ -1,5 +1,10 @@
 /* X^T X of the inputs of one block's linears, summed over the calibration windows: what steps with
- * NB_NEED_HESSIAN read. One matrix serves the linears that share an input (q, k, v; gate, up). */
+ * NB_NEED_HESSIAN read. One matrix serves the linears that share an input (q, k, v; gate, up).
+ *
+ * Every token counts alike: its x is scaled to a mean square of 1, so that what is minimised is
+ * each token's relative error. As they are, tokens differ too much for one sum: where attention
+ * parks on the first token, its input of one down projection has 10^5 times the energy of the
+ * others, that of the next q, k, v a tenth, and both decide what the whole text sees. */
 #ifndef NB_CALIB_GRAM_H
 #define NB_CALIB_GRAM_H
 
@@ -7,9 +12,10 @@
 
 typedef struct nb_grams nb_grams;
 
-/* Zeros for every input of the block; act: the format that its linears put before them. */
+/* Zeros for every input of the block; act: the format that its linears put before them; raw: tokens
+ * as they are. */
 nb_status nb_grams_create(nb_grams **out, nb_backend *be, const nb_host_block *block,
-                          const nb_format *act, nb_error *err);
+                          const nb_format *act, bool raw, nb_error *err);
 void nb_grams_free(nb_grams *g);
 
 /* An nb_observe_fn; user: the nb_grams. One call per window and input. */

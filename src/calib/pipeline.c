@@ -18,6 +18,7 @@
 #include "calib/gram.h"
 #include "calib/pipeline.h"
 #include "calib/shard.h"
+#include "method/gptq.h"
 
 /* ---- progress ----------------------------------------------------------------------------- */
 
@@ -62,6 +63,7 @@ static nb_status report_linear(builder *b, const char *name, const nb_matrix *w,
                             "rows", (json_int_t)w->n_out, "cols", (json_int_t)w->n_in, "bytes",
                             (json_int_t)nb_matrix_bytes(w), "error", info->error);
     if (info->loss >= 0) json_object_set_new(one, "loss", json_real(info->loss));
+    if (info->clipped >= 0) json_object_set_new(one, "clipped", json_integer(info->clipped));
     if (*info->note) json_object_set_new(one, "note", json_string(info->note));
     if (!one || json_array_append_new(b->linears, one) != 0) {
         return nb_fail_memory(b->err, "report", 0);
@@ -75,8 +77,11 @@ static nb_status report_linear(builder *b, const char *name, const nb_matrix *w,
 
 static nb_convert begin_convert(nb_calib *c)
 {
-    return (nb_convert){
-        .recipe = &c->recipe, .arena = c->arena, .scratch = c->scratch, .threads = c->be->threads};
+    return (nb_convert){.recipe = &c->recipe,
+                        .arena = c->arena,
+                        .scratch = c->scratch,
+                        .threads = c->be->threads,
+                        .cpu = c->be->cpu};
 }
 
 static nb_status add_linear(builder *b, const nb_convert *how, const nb_host_linear *l,
@@ -114,13 +119,16 @@ static nb_status collect(builder *b, const nb_host_block *block, nb_grams **out)
     nb_host_block simulated = *block;
     for (int r = 0; r < NB_N_ROLES; r++) simulated.linear[r].act = c->recipe.acts;
     ticker t = {.c = c, .done = b->index, .err = b->err};
-    NB_TRY(nb_grams_create(out, c->be, block, &c->recipe.acts, b->err));
+    bool raw = nb_recipe_needs(&c->recipe) & NB_NEED_RAW_TOKENS;
+    NB_TRY(nb_grams_create(out, c->be, block, &c->recipe.acts, raw, b->err));
     return nb_flow_collect(c->flow, &simulated, nb_grams_observe, *out, tick, &t, b->err);
 }
 
-static nb_status add_linears(builder *b, const nb_host_block *block, nb_grams *grams)
+static nb_status add_linears(builder *b, const nb_host_block *block, nb_grams *grams,
+                             nb_gptq_cache *factors)
 {
     nb_convert how = begin_convert(b->c);
+    how.factors = factors;
     for (int r = 0; r < NB_N_ROLES; r++) {
         const nb_host_linear *l = &block->linear[r];
         if (!l->name) continue;
@@ -136,11 +144,13 @@ static nb_status add_block(builder *b)
 {
     nb_host_block block;
     nb_grams *grams;
+    nb_gptq_cache factors = {0};
     nb_calib *c = b->c;
     int layer = b->index - 1;
     NB_TRY(nb_source_block(c->source, layer, c->arena, &block, b->err));
     nb_status st = collect(b, &block, &grams);
-    if (st == NB_OK) st = add_linears(b, &block, grams);
+    if (st == NB_OK) st = add_linears(b, &block, grams, &factors);
+    nb_gptq_cache_fini(&factors);
     nb_grams_free(grams);
     if (st != NB_OK) return nb_wrap(b->err, st, "block %d", layer);
     for (int r = 0; r < NB_N_NORMS; r++) {

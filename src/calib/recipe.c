@@ -231,7 +231,7 @@ unsigned nb_recipe_needs(const nb_recipe *r)
 {
     unsigned needs = 0;
     if (!nb_format_is_quantized(&r->weights)) return 0;
-    for (int i = 0; i < r->n_steps; i++) needs |= r->steps[i].method->needs;
+    for (int i = 0; i < r->n_steps; i++) needs |= nb_step_needs(&r->steps[i]);
     return needs;
 }
 

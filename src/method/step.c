@@ -99,3 +99,9 @@ nb_status nb_step_parse(nb_step *out, const char *word, nb_error *err)
     *out = s;
     return NB_OK;
 }
+
+unsigned nb_step_needs(const nb_step *s)
+{
+    const nb_method *m = s->method;
+    return m->needs | (m->needs_more ? m->needs_more(s) : 0);
+}
