@@ -43,6 +43,22 @@ check mse tests/golden/llama-text --weights int4:g24 --method mse,nearest
 check gguf tests/golden/gguf-llama/model.gguf --weights int3:g128
 printf 'weights: int4:g16\nembedding: int8:g8\n' >"$scratch/r.yaml"
 check recipe tests/golden/llama-text --recipe "$scratch/r.yaml"
+cat >"$scratch/r.yaml" <<'EOF'
+weights: int4:g16
+acts: int8:token
+kv: dialect:b32
+keys: fp8:token
+query: fp8:token
+probs: mxfp4
+linears:
+  q: {acts: none}
+  v: {weights: f16}
+  up: {weights: mxfp4, acts: mxfp8}
+  down: {weights: bf16, acts: fp8:token}
+EOF
+check mixed tests/golden/llama-text --recipe "$scratch/r.yaml"
+printf 'weights: f16\nkv: fp8:token\n' >"$scratch/r.yaml"
+check "kv alone" tests/golden/llama-bias --recipe "$scratch/r.yaml"
 
 # Every family and option on rows of several groups, and on planes of any bytes.
 "$PYTHON" tests/spec/wide_model.py make "$scratch/wide"
@@ -63,7 +79,12 @@ def cases():
 
 def check(case):
     mine, n = read_model(case / "q"), 0
-    for file in (case / "values").iterdir():
+    linears, attention = read_formats(case / "q")
+    *lines, last = (case / "values/formats").read_text().splitlines()
+    assert tuple(last.split()) == attention, f"attention {attention}, expected {last}"
+    found = {m: (w, a, b == "1") for m, w, a, b in map(str.split, lines)}
+    assert linears == found, f"formats {linears}, expected {found}"
+    for file in (case / "values").glob("*.f32"):
         name = file.name.removesuffix(".f32")
         assert name in mine, name + " is missing"
         a, b = mine[name].astype("<f4").ravel(), np.fromfile(file, "<f4")

@@ -3,7 +3,8 @@
 
     read_nibble.py DIR      prints every matrix and vector with its shape and range
 
-read_model(DIR) gives a dict from Hugging Face tensor name to fp32 array. numpy only.
+read_model(DIR) gives a dict from Hugging Face tensor name to fp32 array, read_formats(DIR) what is
+quantized at run time. numpy only.
 """
 import json
 import re
@@ -192,6 +193,27 @@ def n_in_of(module, config):
     return hidden
 
 
+def read_formats(directory):
+    """Of every linear inside the blocks: (format of the weight, of its input, has a bias); and of
+    attention: queries, keys, values, probabilities."""
+    directory = Path(directory)
+    config = json.loads((directory / "config.json").read_text())
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    q = config.get("quantization_config", {"modules": {}})
+    linears = {}
+    for name in index["weight_map"]:
+        module, found, _ = name.partition(".weight")
+        if not found or ".layers." not in module or "norm" in module:
+            continue
+        word = q["modules"].get(module, "none")
+        act = q.get("acts", "none") if word != "none" else "none"
+        act = q.get("act_modules", {}).get(module, act)
+        linears[module] = word, act, f"{module}.bias" in index["weight_map"]
+    kv = q.get("kv", "none")
+    attention = q.get("query", "none"), q.get("keys", kv), kv, q.get("probs", "none")
+    return linears, attention
+
+
 def read_model(directory):
     directory = Path(directory)
     config = json.loads((directory / "config.json").read_text())
@@ -208,6 +230,8 @@ def read_model(directory):
         prefix = f"{module}.weight."
         planes = {n[len(prefix):]: tensors.pop(n) for n in list(tensors) if n.startswith(prefix)}
         out[module + ".weight"] = dequantize(word, n_in_of(module, config), planes)
+    for module in q.get("biases", []):
+        assert f"{module}.bias" in tensors, f"{module}: its bias is missing"
     for name, (dtype, a) in tensors.items():
         assert dtype in ("F32", "F16", "BF16"), f"{name}: a plane of a module that is not listed"
         out[name] = to_fp32(dtype, a)
