@@ -242,7 +242,7 @@ static nb_status make_lorc(const nb_convert *c, const char *name, const nb_matri
                            nb_lorc *lorc, nb_error *err)
 {
     uint8_t *plane[NB_MAX_PLANES];
-    NB_TRY(nb_recipe_lorc(c->recipe, name, &out->format, out->n_out, out->n_in, lorc, err));
+    NB_TRY(nb_recipe_lorc(c->recipe, name, out->n_out, out->n_in, lorc, err));
     if (lorc->rank == 0) return NB_OK;
     NB_TRY(alloc_planes(c->arena, name, &lorc->a, plane, err));
     return alloc_planes(c->arena, name, &lorc->b, plane, err);
@@ -264,7 +264,9 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
     }
     uint8_t *plane[NB_MAX_PLANES];
     NB_TRY(alloc_planes(c->arena, name, out, plane, err));
-    if (!by_rows) NB_TRY(make_lorc(c, name, out, &info->lorc, err));
+    if (!by_rows && nb_format_is_quantized(format)) {
+        NB_TRY(make_lorc(c, name, out, &info->lorc, err));
+    }
     int64_t chunk = by_rows ? nb_max_i64(1, NB_CHUNK_ELEMS / in->n_in) : in->n_out;
     error_sum sum = {0};
     nb_status st = NB_OK;

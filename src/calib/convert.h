@@ -22,9 +22,9 @@ typedef struct nb_convert_info {
     double rounded; /* the same without them */
     double clipped; /* share of the weights beyond the grid of their group; < 0: no grid */
     int64_t driven; /* nb_job's clipped */
-    nb_lorc lorc;   /* made beside *out, in c->arena; rank 0: none */
     double loss;    /* nb_job's */
     char note[128]; /* nb_job's */
+    nb_lorc lorc;   /* made beside *out, in c->arena; rank 0: none */
 } nb_convert_info;
 
 /* *out in `format`, and the low-rank factors of the recipe where it is a whole linear. Where `out`

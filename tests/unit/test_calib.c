@@ -666,12 +666,12 @@ static void test_quantized_source(void **state)
 
 /* ---- values for a second reader -------------------------------------------------------------- */
 
-static bool dump_matrix(const char *dir, const char *module, const nb_matrix *w)
+static bool dump_matrix(const char *dir, const char *module, const char *tail, const nb_matrix *w)
 {
     size_t n = (size_t)w->n_out * (size_t)w->n_in;
     float *v = malloc(n * sizeof *v);
     char name[200];
-    snprintf(name, sizeof name, "%s.weight.f32", module);
+    snprintf(name, sizeof name, "%s.weight%s.f32", module, tail);
     char *path = nb_path_join(dir, name);
     if (v) nb_matrix_dequant(w, 0, w->n_out, v);
     bool ok = v && path && nb_write_file(path, v, n * sizeof *v, NULL) == NB_OK;
@@ -718,14 +718,17 @@ static int dump_model(const char *model, const char *dir)
     }
     nb_strbuf formats;
     nb_strbuf_init(&formats, 1 << 20);
-    bool ok = dump_matrix(dir, e.embed.name, &e.embed.w);
-    if (e.head.name) ok = ok && dump_matrix(dir, e.head.name, &e.head.w);
+    bool ok = dump_matrix(dir, e.embed.name, "", &e.embed.w);
+    if (e.head.name) ok = ok && dump_matrix(dir, e.head.name, "", &e.head.w);
     for (int i = 0; ok && i < nb_source_config(s)->n_layers; i++) {
         nb_host_block b;
         ok = nb_source_block(s, i, arena, &b, &err) == NB_OK;
         for (int r = 0; ok && r < NB_N_ROLES; r++) {
             const nb_host_linear *l = &b.linear[r];
-            if (l->name) ok = dump_matrix(dir, l->name, &l->w);
+            if (l->name) ok = dump_matrix(dir, l->name, "", &l->w);
+            if (l->lorc.rank == 0) continue;
+            ok = ok && dump_matrix(dir, l->name, ".lorc_a", &l->lorc.a) &&
+                 dump_matrix(dir, l->name, ".lorc_b", &l->lorc.b);
         }
         if (ok) add_formats(&formats, &b);
     }
