@@ -90,10 +90,12 @@ static nb_status measure_block(const nb_host_block *b, const nb_recipe *recipe, 
     return NB_OK;
 }
 
-/* Bytes in the file, and bytes that must be made (not only copied). */
+/* Bytes in the file, and bytes that take memory while they are made: what is not only copied, and
+ * the piece in fp32 with its clip ratios that it is made of. */
 static void measure_ends(const nb_host_ends *e, const nb_recipe *recipe, int64_t *stored,
                          int64_t *made)
 {
+    int64_t piece = 0;
     const nb_host_linear *const all[] = {&e->embed, &e->positions, &e->proj_in, &e->proj_out,
                                          &e->head};
     *stored = norm_bytes(&e->final_norm);
@@ -105,8 +107,11 @@ static void measure_ends(const nb_host_ends *e, const nb_recipe *recipe, int64_t
         *stored += header_bytes(&f, all[i]->w.n_in);
         bool copied = !nb_format_is_quantized(&f) && f.variant == all[i]->w.format.variant;
         *stored += bytes;
-        *made += copied ? 0 : bytes;
+        if (copied) continue;
+        *made += bytes;
+        piece = nb_max_i64(piece, nb_min_i64(NB_CHUNK_ELEMS, all[i]->w.n_out * all[i]->w.n_in));
     }
+    *made += 5 * piece;
 }
 
 /* A block at work: its pages, what is made of them, the largest linear in fp32 with its clip
@@ -148,7 +153,7 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
     int64_t work = block_memory(&b, cfg, recipe, calibrated), forward = 0;
     bool target = nb_recipe_block_needs(recipe) & NB_NEED_STATES;
     if (calibrated) forward = nb_flow_bytes(cfg, recipe->samples, recipe->seqlen, target);
-    int64_t ends_work = ends_stored + ends_made + 5 * NB_CHUNK_ELEMS;
+    int64_t ends_work = ends_stored + ends_made;
     p->memory = PROCESS_BYTES + forward + nb_max_i64(work, ends_work);
     return NB_OK;
 }
