@@ -194,7 +194,9 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
                   .w = w,
                   .importance = c->importance,
                   .hessian = c->hessian,
-                  .threads = c->threads};
+                  .factors = c->factors,
+                  .threads = c->threads,
+                  .cpu = c->cpu};
     for (int i = 0; i < n_planes; i++) job.plane[i] = plane[i] + row0 * spec[i].row_bytes;
     job.lorc = info->lorc;
     for (int i = 0; i < NB_MAX_PLANES; i++) { /* of make_lorc: not yet what readers may see */
@@ -212,6 +214,7 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
     }
     NB_TRY(nb_job_run(&job, c->recipe->steps, c->recipe->n_steps, err));
     info->loss = job.loss;
+    info->driven = job.clipped;
     memcpy(info->note, job.note, sizeof info->note);
     return NB_OK;
 }
@@ -239,7 +242,7 @@ static nb_status make_lorc(const nb_convert *c, const char *name, const nb_matri
                            nb_lorc *lorc, nb_error *err)
 {
     uint8_t *plane[NB_MAX_PLANES];
-    NB_TRY(nb_recipe_lorc(c->recipe, name, &out->format, out->n_out, out->n_in, lorc, err));
+    NB_TRY(nb_recipe_lorc(c->recipe, name, out->n_out, out->n_in, lorc, err));
     if (lorc->rank == 0) return NB_OK;
     NB_TRY(alloc_planes(c->arena, name, &lorc->a, plane, err));
     return alloc_planes(c->arena, name, &lorc->b, plane, err);
@@ -249,7 +252,7 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
                             const nb_format *format, bool by_rows, nb_matrix *out,
                             nb_convert_info *info, nb_error *err)
 {
-    *info = (nb_convert_info){.loss = -1, .clipped = -1};
+    *info = (nb_convert_info){.loss = -1, .clipped = -1, .driven = -1};
     *out = (nb_matrix){.format = *format, .n_out = in->n_out, .n_in = in->n_in};
     bool plain = !nb_format_is_quantized(&in->format);
     if (plain && !nb_format_is_quantized(format) && in->format.variant == format->variant) {
@@ -261,7 +264,9 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
     }
     uint8_t *plane[NB_MAX_PLANES];
     NB_TRY(alloc_planes(c->arena, name, out, plane, err));
-    if (!by_rows) NB_TRY(make_lorc(c, name, out, &info->lorc, err));
+    if (!by_rows && nb_format_is_quantized(format)) {
+        NB_TRY(make_lorc(c, name, out, &info->lorc, err));
+    }
     int64_t chunk = by_rows ? nb_max_i64(1, NB_CHUNK_ELEMS / in->n_in) : in->n_out;
     error_sum sum = {0};
     nb_status st = NB_OK;

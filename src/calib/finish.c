@@ -110,19 +110,19 @@ static bool set_filled(json_t *root, const char *key, json_t *value)
     return value != NULL;
 }
 
-static bool set_word(json_t *root, const char *key, const nb_format *f)
-{
-    return !*f->word || json_object_set_new(root, key, json_string(f->word)) == 0;
-}
-
-/* True, also where the recipe makes no factors. */
+/* Rank and format of the factors that the steps make. */
 static bool set_lorc(json_t *root, const nb_recipe *r)
 {
     nb_lorc l;
-    nb_steps_lorc(r->steps, r->n_steps, &l, NULL); /* checked with the recipe */
-    if (l.rank == 0 || !nb_recipe_quantizes(r)) return true;
-    json_t *value = json_pack("{s:i,s:s}", "rank", l.rank, "format", l.a.format.word);
-    return json_object_set_new(root, "lorc", value) == 0;
+    bool any = nb_steps_lorc(r->steps, r->n_steps, &l, NULL) == NB_OK && l.rank > 0;
+    if (!any || !nb_recipe_quantizes(r)) return true;
+    json_t *lorc = json_pack("{s:i,s:s}", "rank", l.rank, "format", l.a.format.word);
+    return json_object_set_new(root, "lorc", lorc) == 0;
+}
+
+static bool set_word(json_t *root, const char *key, const nb_format *f)
+{
+    return !*f->word || json_object_set_new(root, key, json_string(f->word)) == 0;
 }
 
 json_t *nb_finish_quantization(const nb_calib *c, const json_t *lines)

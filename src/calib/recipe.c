@@ -303,7 +303,7 @@ static nb_status check_steps(const nb_recipe *r, nb_error *err)
     }
     if (count[NB_STEP_ROUND] != 1 || count[NB_STEP_CLIP] > 1 || count[NB_STEP_COMPENSATE] > 1) {
         return nb_fail(err, NB_EUSAGE,
-                       "method: expected exactly one round step and at most one clip and one "
+                       "method: expected exactly one round step and at most one clip step and one "
                        "compensate step, found %d, %d and %d",
                        count[NB_STEP_ROUND], count[NB_STEP_CLIP], count[NB_STEP_COMPENSATE]);
     }
@@ -350,8 +350,8 @@ static unsigned step_needs(const nb_recipe *r, bool block)
     unsigned needs = 0;
     if (!nb_recipe_quantizes(r)) return 0;
     for (int i = 0; i < r->n_steps; i++) {
-        bool on_block = r->steps[i].method->run_block != NULL;
-        if (on_block == block) needs |= nb_step_needs(&r->steps[i]);
+        const nb_method *m = r->steps[i].method;
+        if ((m->run_block != NULL) == block) needs |= nb_step_needs(&r->steps[i]);
     }
     return needs;
 }
@@ -367,12 +367,11 @@ bool nb_recipe_has_block_steps(const nb_recipe *r)
     return any && nb_recipe_quantizes(r);
 }
 
-nb_status nb_recipe_lorc(const nb_recipe *r, const char *name, const nb_format *format,
-                         int64_t n_out, int64_t n_in, nb_lorc *out, nb_error *err)
+nb_status nb_recipe_lorc(const nb_recipe *r, const char *name, int64_t n_out, int64_t n_in,
+                         nb_lorc *out, nb_error *err)
 {
     nb_lorc l;
     *out = (nb_lorc){0};
-    if (!nb_format_is_quantized(format)) return NB_OK;
     NB_TRY(nb_steps_lorc(r->steps, r->n_steps, &l, err));
     if (!nb_lorc_shape(&l, n_out, n_in)) {
         return nb_fail(err, NB_EUSAGE, "%s: factors of rank %d: the weight is [%lld, %lld]", name,

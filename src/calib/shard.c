@@ -24,7 +24,6 @@ nb_status nb_shard_add_vector(nb_shard *s, const char *module, const char *field
     return add(s, name, NB_F32, &n, 1, data, (size_t)n * sizeof *data, err);
 }
 
-/* stem: "weight", "weight.lorc_a", "weight.lorc_b" */
 static nb_status add_plane(nb_shard *s, const char *module, const char *stem, const nb_matrix *w,
                            int i, const nb_plane_spec *spec, nb_error *err)
 {
@@ -38,6 +37,7 @@ static nb_status add_plane(nb_shard *s, const char *module, const char *stem, co
     return add(s, name, spec->dtype, dims, 2, w->plane[i], n_bytes, err);
 }
 
+/* stem: "weight", "weight.lorc_a", "weight.lorc_b" */
 static nb_status add_planes(nb_shard *s, const char *module, const char *stem, const nb_matrix *w,
                             nb_error *err)
 {

@@ -250,9 +250,8 @@ static nb_status load_role(const loader *l, int role, nb_host_linear *out)
     bool bias;
     role_shape(&l->s->cfg, role, &n_out, &n_in, &bias);
     NB_TRY(load_linear(l, f->linear[role], nb_gguf_linear[role], n_out, n_in, bias, out));
-    bool quantized = nb_format_is_quantized(&out->w.format);
-    out->act = nb_source_act(l->s, out->name, quantized);
-    if (quantized) NB_TRY(load_lorc(l, out));
+    out->act = nb_source_act(l->s, out->name, nb_format_is_quantized(&out->w.format));
+    if (nb_format_is_quantized(&out->w.format)) NB_TRY(load_lorc(l, out));
     bool paired = f->gguf_paired_rope && nb_checkpoint_container(l->s->ckpt) == NB_GGUF;
     return paired && (role == NB_Q || role == NB_K) ? unpair_linear(l, out) : NB_OK;
 }
