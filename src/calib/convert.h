@@ -24,9 +24,9 @@ typedef struct nb_convert_info {
     nb_lorc lorc;   /* made beside *out, in c->arena; rank 0: none */
 } nb_convert_info;
 
-/* *out in `format`, and the low-rank factors of the recipe where it is a whole linear. Where `out` is the source's own type, it borrows the source's planes. Needs
- * n_out * n_in fp32 of scratch for a whole linear; with `by_rows` at most NB_CHUNK_ELEMS at a time.
- * NB_ENUMERIC names the row. */
+/* *out in `format`, and the low-rank factors of the recipe where it is a whole linear. Where `out`
+ * is the source's own type, it borrows the source's planes. Needs n_out * n_in fp32 of scratch for
+ * a whole linear; with `by_rows` at most NB_CHUNK_ELEMS at a time. NB_ENUMERIC names the row. */
 #define NB_CHUNK_ELEMS ((int64_t)1 << 25)
 nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matrix *in,
                             const nb_format *format, bool by_rows, nb_matrix *out,

@@ -121,10 +121,10 @@ struct nb_step;
 typedef struct nb_method {
     const char *name; /* as in recipes: "minmax", "mse", "nearest" */
     nb_step_kind kind;
-    unsigned needs;                /* NB_NEED_... */
+    unsigned needs;                                     /* NB_NEED_... */
     unsigned (*needs_more)(const struct nb_step *step); /* by its options; NULL: nothing */
-    const nb_step_option *options; /* at most NB_MAX_OPTIONS; NULL: none */
-    const char *source;            /* where the mathematics comes from */
+    const nb_step_option *options;                      /* at most NB_MAX_OPTIONS; NULL: none */
+    const char *source;                                 /* where the mathematics comes from */
     /* One of the two: on each linear, or on the whole block (transforms, steps that train). */
     nb_status (*run)(nb_job *job, nb_error *err);
     nb_status (*run_block)(nb_block_job *job, nb_error *err);
