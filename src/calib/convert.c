@@ -194,7 +194,9 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
                   .w = w,
                   .importance = c->importance,
                   .hessian = c->hessian,
-                  .threads = c->threads};
+                  .factors = c->factors,
+                  .threads = c->threads,
+                  .cpu = c->cpu};
     for (int i = 0; i < n_planes; i++) job.plane[i] = plane[i] + row0 * spec[i].row_bytes;
     job.lorc = info->lorc;
     for (int i = 0; i < NB_MAX_PLANES; i++) { /* of make_lorc: not yet what readers may see */
@@ -212,6 +214,7 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
     }
     NB_TRY(nb_job_run(&job, c->recipe->steps, c->recipe->n_steps, err));
     info->loss = job.loss;
+    info->driven = job.clipped;
     memcpy(info->note, job.note, sizeof info->note);
     return NB_OK;
 }
@@ -249,7 +252,7 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
                             const nb_format *format, bool by_rows, nb_matrix *out,
                             nb_convert_info *info, nb_error *err)
 {
-    *info = (nb_convert_info){.loss = -1, .clipped = -1};
+    *info = (nb_convert_info){.loss = -1, .clipped = -1, .driven = -1};
     *out = (nb_matrix){.format = *format, .n_out = in->n_out, .n_in = in->n_in};
     bool plain = !nb_format_is_quantized(&in->format);
     if (plain && !nb_format_is_quantized(format) && in->format.variant == format->variant) {

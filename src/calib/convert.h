@@ -9,8 +9,10 @@ typedef struct nb_convert {
     nb_arena *arena;         /* of the planes made */
     nb_arena *scratch;       /* reset by every call */
     int threads;
+    unsigned cpu;                   /* features that may be used: NB_CPU_... */
     const float *hessian;           /* of the linear's input, for steps that need it, or NULL */
     const float *importance;        /* [n_in]: its diagonal, or NULL */
+    nb_gptq_cache *factors;         /* nb_job's, or NULL */
     const float *clip_lo, *clip_hi; /* [n_out, groups] of a step on the block, or NULL: all 1 */
 } nb_convert;
 
@@ -19,6 +21,7 @@ typedef struct nb_convert_info {
     double error;   /* sum (w - w')^2 / sum w^2, w' with the factors */
     double rounded; /* the same without them */
     double clipped; /* share of the weights beyond the grid of their group; < 0: no grid */
+    int64_t driven; /* nb_job's clipped */
     double loss;    /* nb_job's */
     char note[128]; /* nb_job's */
     nb_lorc lorc;   /* made beside *out, in c->arena; rank 0: none */

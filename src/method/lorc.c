@@ -124,8 +124,9 @@ static nb_status make_factor(lorc *c, nb_error *err)
     const nb_job *job = c->job;
     nb_gptq_factor f;
     NB_TRY(nb_gptq_factor_create(&f, job->name, job->hessian, job->n_in, job->option[DAMP], false,
-                                 err));
-    size_t count = (size_t)(job->n_in * job->n_in);
+                                 job->threads, err));
+    int64_t n = job->n_in;
+    size_t count = (size_t)(n * n);
     nb_status st = NB_OK;
     if (f.failed) {
         free(c->s);
@@ -133,7 +134,7 @@ static nb_status make_factor(lorc *c, nb_error *err)
     } else {
         c->u = malloc(count * sizeof *c->u);
         if (!c->u) st = nb_fail_memory(err, job->name, count * sizeof *c->u);
-        for (size_t i = 0; c->u && i < count; i++) c->u[i] = (double)f.u[i];
+        for (int64_t i = 0; c->u && i < n * n; i++) c->u[i] = (double)f.ut[i % n * n + i / n];
     }
     nb_gptq_factor_free(&f);
     return st;

@@ -18,6 +18,9 @@ typedef enum nb_step_kind {
     NB_STEP_COMPENSATE
 } nb_step_kind;
 
+typedef struct nb_gptq_cache nb_gptq_cache;
+void nb_gptq_cache_fini(nb_gptq_cache *c); /* {0} is an empty one */
+
 /* One linear on its way from fp32 to planes. */
 typedef struct nb_job {
     const char *name; /* module name, for messages */
@@ -32,16 +35,21 @@ typedef struct nb_job {
     uint8_t *plane[NB_MAX_PLANES]; /* [n_out, row_bytes] each: filled by the round step       */
     nb_lorc lorc; /* rank and formats of nb_steps_lorc, and shapes; rank 0: makes no factors  */
     uint8_t *lorc_a[NB_MAX_PLANES], *lorc_b[NB_MAX_PLANES]; /* filled by the compensate step  */
+    nb_gptq_cache *factors; /* kept by the caller from one linear to the next, or NULL        */
     int threads;
-    double loss;    /* what the round step minimised, of its whole matrix; < 0: nothing       */
-    char note[128]; /* what the report must say of this linear; empty: nothing                */
+    unsigned cpu;    /* features that may be used: NB_CPU_...                                 */
+    double loss;     /* what the round step minimised, of its whole matrix; < 0: nothing      */
+    int64_t clipped; /* weights beyond the ends of their group's range; < 0: not counted      */
+    char note[128];  /* what the report must say of this linear; empty: nothing                */
 } nb_job;
 
 /* Statistics that the loop collects over the calibration text only where a step asks for them. */
 enum {
     /* 2/n sum over n windows of x^T x, x [T, n_in] the linear's input as the stored model has it,
-     * through the format of the activations. Matrices outside the blocks come without it. */
+     * through the format of the activations, each token scaled to a mean square of 1. Matrices
+     * outside the blocks come without it. */
     NB_NEED_HESSIAN = 1,
+    NB_NEED_RAW_TOKENS = 8, /* the same with tokens as they are */
     /* nb_input_stats without hessian: of the source model's own hidden states. */
     NB_NEED_RANGE = 2,
     /* Hidden states themselves (nb_block_job.x_source, x_stored): steps that train. */
@@ -135,7 +143,7 @@ typedef struct nb_method {
 extern const nb_method *const nb_methods[]; /* NULL-terminated, methods.c */
 
 #define NB_MAX_OPTIONS 8
-#define NB_STEP_WORD   96
+#define NB_STEP_WORD   128
 
 /* A method with its options, parsed from a word such as "gptq:act_order:damp=0.05". */
 typedef struct nb_step {

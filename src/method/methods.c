@@ -66,6 +66,7 @@ static nb_status check_finite(const nb_job *job, const char *when, nb_error *err
 nb_status nb_job_run(nb_job *job, const nb_step *steps, int n_steps, nb_error *err)
 {
     job->loss = -1;
+    job->clipped = -1;
     job->note[0] = 0;
     NB_TRY(check_finite(job, "of the source", err));
     for (int i = 0; i < n_steps; i++) {

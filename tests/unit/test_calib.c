@@ -194,7 +194,7 @@ static void begin_kind(command *c, const char *out, int kind)
     if (kind == PLAIN) return;
     with_text(c);
     if (kind == FOLLOWED) return;
-    c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq";
+    c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq,lorc:rank=2";
     c->opt.acts = "int8:token";
     if (kind == MOVED) {
         c->opt.recipe = "sequential: true\n"
@@ -437,6 +437,7 @@ typedef struct watcher {
     int count[NB_N_ROLES];
     double sum[TINY_FFN * TINY_FFN]; /* of the inputs of `role` */
     nb_role role;
+    bool raw; /* tokens as they are; else each with a mean square of 1 */
 } watcher;
 
 static void watch(void *user, nb_role role, nb_view x)
@@ -450,15 +451,18 @@ static void watch(void *user, nb_role role, nb_view x)
     w->be->ops->download(w->be, x, rows, NB_F32);
     for (int64_t t = 0; t < x.rows; t++) {
         const float *v = rows + t * x.cols;
+        double square = 0;
+        for (int64_t i = 0; i < x.cols; i++) square += (double)v[i] * (double)v[i];
+        double weight = w->raw ? 1 : (double)x.cols / square;
         for (int64_t i = 0; i < x.cols * x.cols; i++) {
-            w->sum[i] += (double)v[i / x.cols] * (double)v[i % x.cols];
+            w->sum[i] += weight * (double)v[i / x.cols] * (double)v[i % x.cols];
         }
     }
 }
 
 /* Two windows through block 1 with `role` watched: H of every linear with that input is 2/2 X^T X.
  */
-static void check_statistics(nb_role role, nb_role same, int64_t n)
+static void check_statistics(nb_role role, nb_role same, int64_t n, bool raw)
 {
     enum { T = 16 };
     nb_options opt = {.device = "cpu", .threads = 2, .cpumask = ~0u};
@@ -470,7 +474,7 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
     nb_view rope;
     nb_buffer *buf[3];
     static watcher w;
-    w = (watcher){.role = role};
+    w = (watcher){.role = role, .raw = raw};
     assert_int_equal(nb_backend_create(&w.be, &opt, NULL), NB_OK);
     assert_int_equal(nb_arena_create(&arena, NULL), NB_OK);
     assert_int_equal(nb_source_open(&source, in_root("model"), NULL), NB_OK);
@@ -479,7 +483,7 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
     assert_int_equal(nb_block_create(w.be, cfg, &host, &block, NULL), NB_OK);
     assert_int_equal(nb_workspace_create(w.be, cfg, T, &ws, NULL), NB_OK);
     assert_int_equal(nb_rope_table(w.be, cfg, T, &rope, NULL), NB_OK);
-    assert_int_equal(nb_grams_create(&w.grams, w.be, &host, NB_ALL_ROLES, NULL), NB_OK);
+    assert_int_equal(nb_grams_create(&w.grams, w.be, &host, NB_ALL_ROLES, raw, NULL), NB_OK);
     for (int i = 0; i < 3; i++) {
         assert_int_equal(w.be->ops->buffer_create(w.be, T * TINY_EMBD, &buf[i], NULL), NB_OK);
     }
@@ -522,10 +526,12 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
 static void test_statistics(void **state)
 {
     NB_UNUSED(state);
-    check_statistics(NB_Q, NB_V, TINY_EMBD);
-    check_statistics(NB_O, NB_O, TINY_HEADS * TINY_HEAD);
-    check_statistics(NB_UP, NB_GATE, TINY_EMBD);
-    check_statistics(NB_DOWN, NB_DOWN, TINY_FFN);
+    for (int raw = 0; raw < 2; raw++) {
+        check_statistics(NB_Q, NB_V, TINY_EMBD, raw);
+        check_statistics(NB_O, NB_O, TINY_HEADS * TINY_HEAD, raw);
+        check_statistics(NB_UP, NB_GATE, TINY_EMBD, raw);
+        check_statistics(NB_DOWN, NB_DOWN, TINY_FFN, raw);
+    }
 }
 
 /* ---- refusals ------------------------------------------------------------------------------ */
