@@ -161,11 +161,13 @@ typedef struct nb_ops {
     void (*quant_backward)(nb_backend *be, nb_view dx, nb_view g, nb_view x, const nb_format *fmt);
     /* out [N, M] = w' = w[i,j] row[i] col[j] as it will be stored: fitted with its range shrunk to
      * [sigmoid(l) min, sigmoid(u) max] per group, encoded, decoded (LWC, OmniQuant section 3).
-     * row [1, N] and col [1, M], buf NULL: ones; u, l [N, groups]. out may be w. */
+     * row [1, N] and col [1, M], buf NULL: ones; u, l [N, groups]. out may be w. A plain fmt, or
+     * none: out = w', and nobody looks at u, l. */
     void (*clip_forward)(nb_backend *be, nb_view out, nb_view w, nb_view row, nb_view col,
                          nb_view u, nb_view l, const nb_format *fmt);
     /* du, dl [N, groups] from g [N, M], the gradient of out; colsum [1, M] = sum over i of
-     * dw'[i,j] w'[i,j] (C of section 7.4), buf NULL: not wanted. du, dl may be u, l. */
+     * dw'[i,j] w'[i,j] (C of section 7.4), buf NULL: not wanted. du, dl may be u, l; for a plain
+     * fmt, or none, they stay as they are. */
     void (*clip_backward)(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
                           nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
                           const nb_format *fmt);
