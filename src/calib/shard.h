@@ -17,8 +17,8 @@ typedef struct nb_shard {
 /* Data are borrowed until the shard is written. */
 nb_status nb_shard_add_vector(nb_shard *s, const char *module, const char *field, const float *data,
                               int64_t n, nb_error *err);
-/* MODULE.weight of a storage type, or MODULE.weight.PLANE of a quantized format; in the same way
- * MODULE.weight.lorc_a and .lorc_b where it has factors; and the bias. */
+/* MODULE.weight of a storage type, or MODULE.weight.PLANE of a quantized format;
+ * MODULE.weight.lorc_a and .lorc_b, or their planes, where it has factors; and the bias. */
 nb_status nb_shard_add_linear(nb_shard *s, const nb_host_linear *l, nb_error *err);
 nb_status nb_shard_add_norm(nb_shard *s, const nb_host_norm *norm, nb_error *err);
 

@@ -127,15 +127,6 @@ static void decode_mx(const nb_format *f, const nb_qparam *p, const uint8_t *cod
     for (int64_t i = 0; i < n; i++) w[i] = (float)(int8_t)codes[i] / INT8_UNIT * p->scale;
 }
 
-static void grid_mx(const nb_format *f, const nb_qparam *p, nb_grid *out)
-{
-    NB_UNUSED(p);
-    int t = type_of(f);
-    bool is_int = types[t].value == NB_N_MINIFLOATS;
-    float step = is_int ? 1 / INT8_UNIT : nb_minifloat_ulp(types[t].value, types[t].max);
-    *out = nb_grid_symmetric(types[t].max, step, NB_SCALE_STEPPED);
-}
-
 static void round_each_mx(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
                           uint8_t *codes, float *back)
 {
@@ -148,6 +139,15 @@ static void round_each_mx(const nb_format *f, const nb_qparam *p, const float *w
         encode_mx(f, p + i, w + i, 1, codes + i);
         decode_mx(f, p + i, codes + i, 1, back + i);
     }
+}
+
+static void grid_mx(const nb_format *f, const nb_qparam *p, nb_grid *out)
+{
+    NB_UNUSED(p);
+    int t = type_of(f);
+    bool is_int = types[t].value == NB_N_MINIFLOATS;
+    float step = is_int ? 1 / INT8_UNIT : nb_minifloat_ulp(types[t].value, types[t].max);
+    *out = nb_grid_symmetric(types[t].max, step, NB_SCALE_STEPPED);
 }
 
 /* ---- rows ------------------------------------------------------------------------------ */

@@ -41,9 +41,9 @@ static const nb_step_option options[] = {
 
 typedef struct lorc {
     const nb_job *job;
-    double *x; /* [n_out, n_in]: E, then E L                                          */
-    double *s; /* [n_in] diag: L; full: ones; 0 of a dead input; NULL: not weighted   */
-    double *u; /* full: [n_in, n_in] upper triangular; else NULL                      */
+    double *x;  /* [n_out, n_in]: E, then E L                                          */
+    double *s;  /* [n_in] diag: L; full: ones; 0 of a dead input; NULL: not weighted   */
+    double *ut; /* full: [n_in, n_in] U transposed, lower triangular; else NULL       */
 } lorc;
 
 /* ---- E --------------------------------------------------------------------------------------- */
@@ -69,9 +69,9 @@ static void weight_rows(const lorc *c, int64_t row0, int64_t n_rows)
     for (int64_t r = 0; c->s && r < n_rows; r++) {
         for (int64_t j = 0; j < n; j++) x[r * n + j] *= c->s[j];
     }
-    if (!c->u) return;
-    cblas_dtrsm(CblasRowMajor, CblasRight, CblasUpper, CblasNoTrans, CblasNonUnit, (blasint)n_rows,
-                (blasint)n, 1, c->u, (blasint)n, x, (blasint)n);
+    if (!c->ut) return;
+    cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (blasint)n_rows,
+                (blasint)n, 1, c->ut, (blasint)n, x, (blasint)n);
 }
 
 static nb_status make_error(lorc *c, nb_error *err)
@@ -118,25 +118,29 @@ static nb_status make_diagonal(lorc *c, nb_error *err)
     return NB_OK;
 }
 
-/* u; neither u nor s where H stays singular. */
-static nb_status make_factor(lorc *c, nb_error *err)
+/* ut; neither ut nor s where H stays singular. */
+static nb_status copy_factor(lorc *c, nb_gptq_cache *cache, nb_error *err)
 {
     const nb_job *job = c->job;
-    nb_gptq_factor f;
-    NB_TRY(nb_gptq_factor_create(&f, job->name, job->hessian, job->n_in, job->option[DAMP], false,
-                                 job->threads, err));
-    int64_t n = job->n_in;
-    size_t count = (size_t)(n * n);
-    nb_status st = NB_OK;
-    if (f.failed) {
+    const nb_gptq_factor *f;
+    NB_TRY(nb_gptq_cache_get(cache, &f, job, job->option[DAMP], false, err));
+    if (f->failed) {
         free(c->s);
         c->s = NULL;
-    } else {
-        c->u = malloc(count * sizeof *c->u);
-        if (!c->u) st = nb_fail_memory(err, job->name, count * sizeof *c->u);
-        for (int64_t i = 0; c->u && i < n * n; i++) c->u[i] = (double)f.ut[i % n * n + i / n];
+        return NB_OK;
     }
-    nb_gptq_factor_free(&f);
+    size_t count = (size_t)job->n_in * (size_t)job->n_in;
+    c->ut = malloc(count * sizeof *c->ut);
+    if (!c->ut) return nb_fail_memory(err, job->name, count * sizeof *c->ut);
+    for (size_t i = 0; i < count; i++) c->ut[i] = (double)f->ut[i];
+    return NB_OK;
+}
+
+static nb_status make_factor(lorc *c, nb_error *err)
+{
+    nb_gptq_cache own = {0};
+    nb_status st = copy_factor(c, c->job->factors ? c->job->factors : &own, err);
+    nb_gptq_cache_fini(&own);
     return st;
 }
 
@@ -160,11 +164,11 @@ static void unweight(const lorc *c, nb_lowrank *l)
         double *b = l->b + r * n;
         for (int64_t j = 0; j < n; j++) b[j] = c->s[j] > 0 ? b[j] / c->s[j] : 0;
     }
-    if (!c->u) return;
+    if (!c->ut) return;
     int threads = openblas_get_num_threads();
     openblas_set_num_threads(1);
-    cblas_dtrmm(CblasRowMajor, CblasRight, CblasUpper, CblasNoTrans, CblasNonUnit, (blasint)l->rank,
-                (blasint)n, 1, c->u, (blasint)n, l->b, (blasint)n);
+    cblas_dtrmm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (blasint)l->rank,
+                (blasint)n, 1, c->ut, (blasint)n, l->b, (blasint)n);
     openblas_set_num_threads(threads);
 }
 
@@ -196,7 +200,7 @@ nb_status nb_lorc_factors_find(nb_lorc_factors *out, const nb_job *job, nb_error
     nb_status st = find_all(&c, out, err);
     free(c.x);
     free(c.s);
-    free(c.u);
+    free(c.ut);
     if (st != NB_OK) nb_lorc_factors_free(out);
     return st;
 }
