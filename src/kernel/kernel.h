@@ -19,6 +19,9 @@ typedef struct nb_kernels {
     void (*add)(float *out, const float *a, const float *b, int64_t n); /* a + b */
     void (*scale)(float *out, float a, const float *x, int64_t n);      /* a x */
     void (*axpy)(float *y, float a, const float *x, int64_t n);         /* y += a x */
+    /* y[i] -= sum a[j] x[j ldx + i] over k rows of x: one fused step per row, in their order, so
+     * that every level gives the same bits. */
+    void (*sub_rows)(float *y, const float *a, const float *x, int64_t ldx, int64_t k, int64_t n);
 
     /* Round to nearest, ties to even; exact the other way. */
     void (*bf16_from_f32)(uint16_t *out, const float *x, int64_t n);

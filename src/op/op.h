@@ -101,8 +101,9 @@ typedef struct nb_ops {
     /* out [T, N] = (add ? out : 0) + act(x [T, M]) w^T + bias. */
     void (*linear_forward)(nb_backend *be, nb_view out, nb_view x, const nb_linear *w, bool add);
     /* The triangle out[i][j], j >= i, of out [C, C] += q^T q, q = act(x [T, C]), summed over the
-     * rows in one order and never in bf16; what lies below it is scratch. act NULL: q = x. */
-    void (*gram_forward)(nb_backend *be, nb_view out, nb_view x, const nb_format *act);
+     * rows in one order and never in bf16; what lies below it is scratch. act NULL: q = x. unit:
+     * each row of q is scaled to a mean square of 1 (a row of zeros stays one). */
+    void (*gram_forward)(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit);
     /* Each row of x normalised: RMS x/sqrt(mean x^2 + eps) or LayerNorm; out may be x. */
     void (*norm_forward)(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);
     /* Rotates x [T, heads*D] in place, half-split pairs (i, i + R/2) of each head's first R
@@ -160,11 +161,13 @@ typedef struct nb_ops {
     void (*quant_backward)(nb_backend *be, nb_view dx, nb_view g, nb_view x, const nb_format *fmt);
     /* out [N, M] = w' = w[i,j] row[i] col[j] as it will be stored: fitted with its range shrunk to
      * [sigmoid(l) min, sigmoid(u) max] per group, encoded, decoded (LWC, OmniQuant section 3).
-     * row [1, N] and col [1, M], buf NULL: ones; u, l [N, groups]. out may be w. */
+     * row [1, N] and col [1, M], buf NULL: ones; u, l [N, groups]. out may be w. A plain fmt, or
+     * none: out = w', and nobody looks at u, l. */
     void (*clip_forward)(nb_backend *be, nb_view out, nb_view w, nb_view row, nb_view col,
                          nb_view u, nb_view l, const nb_format *fmt);
     /* du, dl [N, groups] from g [N, M], the gradient of out; colsum [1, M] = sum over i of
-     * dw'[i,j] w'[i,j] (C of section 7.4), buf NULL: not wanted. du, dl may be u, l. */
+     * dw'[i,j] w'[i,j] (C of section 7.4), buf NULL: not wanted. du, dl may be u, l; for a plain
+     * fmt, or none, they stay as they are. */
     void (*clip_backward)(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
                           nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
                           const nb_format *fmt);

@@ -26,9 +26,9 @@ typedef struct job {
     nb_backend *be;
     const nb_kernels *k;
     const nb_format *f;
-    int64_t n, groups;
-    bool by_range; /* the fit needs the ends of the range alone */
-    char *scratch; /* a lane for each thread */
+    int64_t n, groups; /* groups 0: a format that quantizes nothing */
+    bool by_range;     /* the fit needs the ends of the range alone */
+    char *scratch;     /* a lane for each thread */
     size_t lane_bytes;
 } job;
 
@@ -58,9 +58,12 @@ static size_t place_lane(const job *j, char *base, lane *l)
 static bool open_job(job *j, nb_backend *be, const nb_format *f, int64_t n)
 {
     lane measured;
-    nb_grid grid;
-    f->family->grid(f, &(nb_qparam){0}, &grid);
-    *j = (job){.be = be, .k = &nb_cpu_of(be)->k, .f = f, .n = n, .groups = nb_format_groups(f, n)};
+    nb_grid grid = {0};
+    *j = (job){.be = be, .k = &nb_cpu_of(be)->k, .f = f, .n = n};
+    if (nb_format_is_quantized(f)) {
+        j->groups = nb_format_groups(f, n);
+        f->family->grid(f, &(nb_qparam){0}, &grid);
+    }
     j->by_range = grid.rule != NB_SCALE_STEPPED;
     j->lane_bytes = place_lane(j, NULL, &measured);
     j->scratch = nb_cpu_scratch(be, NB_CPU_THREAD, j->lane_bytes * (size_t)be->threads);
@@ -232,7 +235,7 @@ static void scale_columns(float *restrict w, const float *restrict col, int64_t 
 /* Row i, scaled and fitted; what is returned is the row itself or a copy in the lane. */
 static const float *load_row(const job *j, const clipped *c, lane *l, int64_t i)
 {
-    const float *w = nb_cpu_row(c->w, i), *u = nb_cpu_row(c->u, i), *lower = nb_cpu_row(c->l, i);
+    const float *w = nb_cpu_row(c->w, i);
     if (c->row.buf || c->col.buf) {
         j->k->scale(l->w, c->row.buf ? nb_cpu_row(c->row, 0)[i] : 1, w, j->n);
         const float *col = c->col.buf ? nb_cpu_row(c->col, 0) : NULL;
@@ -240,10 +243,10 @@ static const float *load_row(const job *j, const clipped *c, lane *l, int64_t i)
         w = l->w;
     }
     for (int64_t g = 0; g < j->groups; g++) {
-        l->clip_lo[g] = nb_clip_ratio(lower[g]);
-        l->clip_hi[g] = nb_clip_ratio(u[g]);
+        l->clip_lo[g] = nb_clip_ratio(nb_cpu_row(c->l, i)[g]);
+        l->clip_hi[g] = nb_clip_ratio(nb_cpu_row(c->u, i)[g]);
     }
-    fit_clipped(j, l, w);
+    if (j->groups) fit_clipped(j, l, w);
     return w;
 }
 
@@ -258,11 +261,12 @@ void nb_cpu_clip_forward(nb_backend *be, nb_view out, nb_view w, nb_view row, nb
         lane a = thread_lane(&j);
         const float *from = load_row(&j, &c, &a, i);
         round_row(&j, &a, from, nb_cpu_row(out, i));
+        if (!j.groups) memmove(nb_cpu_row(out, i), from, (size_t)j.n * sizeof *from);
     }
 }
 
-/* du and dl of row i; colsum [n] (or NULL) += the row's part of it. */
-static void clip_row(const job *j, const clipped *c, int64_t i, float *du, float *dl,
+/* Row i of du and dl; colsum [n] (or NULL) += the row's part of it. */
+static void clip_row(const job *j, const clipped *c, int64_t i, nb_view du, nb_view dl,
                      const float *grad, float *colsum)
 {
     lane a = thread_lane(j);
@@ -275,10 +279,10 @@ static void clip_row(const job *j, const clipped *c, int64_t i, float *du, float
         float d = scale_gradient(j, &a, g, w, grad, colsum ? a.pass : NULL);
         nb_slope s = nb_grid_clip_slope(&a.grid[g], a.p[g].scale, beta * a.lo[g], gamma * a.hi[g]);
         if (colsum) add_extremes(j, &a, g, w, d);
-        du[g] = d * (float)s.hi * a.hi[g] * gamma * gamma_rest;
-        dl[g] = d * (float)s.lo * a.lo[g] * beta * beta_rest;
+        nb_cpu_row(du, i)[g] = d * (float)s.hi * a.hi[g] * gamma * gamma_rest;
+        nb_cpu_row(dl, i)[g] = d * (float)s.lo * a.lo[g] * beta * beta_rest;
     }
-    if (colsum) j->k->mul_add(colsum, a.pass, w, j->n);
+    if (colsum) j->k->mul_add(colsum, j->groups ? a.pass : grad, w, j->n);
 }
 
 void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
@@ -300,7 +304,7 @@ void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum
         if (sum) memset(sum, 0, (size_t)n * sizeof *sum);
         int64_t end = nb_min_i64((b + 1) * ROW_BLOCK, w.rows);
         for (int64_t i = b * ROW_BLOCK; i < end; i++) {
-            clip_row(&j, &c, i, nb_cpu_row(du, i), nb_cpu_row(dl, i), nb_cpu_row(g, i), sum);
+            clip_row(&j, &c, i, du, dl, nb_cpu_row(g, i), sum);
         }
     }
     if (partial) nb_cpu_sum_blocks(be, colsum, partial, blocks, false);

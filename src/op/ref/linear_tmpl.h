@@ -139,7 +139,16 @@ static void linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
     free(v);
 }
 
-static void gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act)
+static void scale_to_unit(REAL *q, int64_t n)
+{
+    REAL sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += q[i] * q[i];
+    if (sum == 0) return;
+    REAL scale = sqrt((REAL)n / sum);
+    for (int64_t i = 0; i < n; i++) q[i] *= scale;
+}
+
+static void gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit)
 {
     assert(out.rows == x.cols && out.cols == x.cols);
     size_t bytes = (size_t)(x.cols + 1) * sizeof(REAL);
@@ -148,6 +157,7 @@ static void gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format
     if (!tmp || !q) nb_fault_set_memory(fault(be), "gram", bytes);
     for (int64_t t = 0; tmp && q && t < x.rows; t++) {
         load_row(q, x, t, act, tmp);
+        if (unit) scale_to_unit(q, x.cols);
         for (int64_t i = 0; i < x.cols; i++) {
             for (int64_t j = i; j < x.cols; j++) row(out, i)[j] += q[i] * q[j];
         }

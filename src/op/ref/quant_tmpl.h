@@ -152,14 +152,16 @@ typedef struct clip_job {
     nb_view w, row, col, u, l;
 } clip_job;
 
+static REAL scaled_weight(const clip_job *j, int64_t i, int64_t c)
+{
+    REAL a = j->row.buf ? row(j->row, 0)[i] : 1;
+    return row(j->w, i)[c] * a * (j->col.buf ? row(j->col, 0)[c] : 1);
+}
+
 /* Row i: scaled, fitted and rounded. */
 static void load_clipped(ste_row *r, const clip_job *j, int64_t i)
 {
-    REAL a = j->row.buf ? row(j->row, 0)[i] : 1;
-    for (int64_t c = 0; c < r->n; c++) {
-        r->exact[c] = row(j->w, i)[c] * a * (j->col.buf ? row(j->col, 0)[c] : 1);
-        r->w[c] = (float)r->exact[c];
-    }
+    for (int64_t c = 0; c < r->n; c++) r->w[c] = (float)(r->exact[c] = scaled_weight(j, i, c));
     for (int64_t g = 0; g < r->groups; g++) {
         r->clip_lo[g] = nb_clip_ratio((float)row(j->l, i)[g]);
         r->clip_hi[g] = nb_clip_ratio((float)row(j->u, i)[g]);
@@ -173,12 +175,28 @@ static void clip_forward(nb_backend *be, nb_view out, nb_view w, nb_view row_sca
 {
     clip_job j = {w, row_scale, col_scale, u, l};
     ste_row r;
+    if (!nb_format_is_quantized(fmt)) {
+        for (int64_t i = 0; i < w.rows; i++) {
+            for (int64_t c = 0; c < w.cols; c++) row(out, i)[c] = scaled_weight(&j, i, c);
+        }
+        return;
+    }
     if (!open_row(be, &r, fmt, w.cols)) return;
     for (int64_t i = 0; i < w.rows; i++) {
         load_clipped(&r, &j, i);
         for (int64_t c = 0; c < w.cols; c++) row(out, i)[c] = r.back[c];
     }
     close_row(&r);
+}
+
+/* The column sums of a weight that is not quantized. */
+static void scaled_backward(nb_view colsum, nb_view g, const clip_job *j)
+{
+    for (int64_t i = 0; i < g.rows && colsum.buf; i++) {
+        for (int64_t c = 0; c < g.cols; c++) {
+            row(colsum, 0)[c] += row(g, i)[c] * scaled_weight(j, i, c);
+        }
+    }
 }
 
 static REAL sigmoid(REAL x) { return 1 / (1 + exp(-x)); }
@@ -189,8 +207,12 @@ static void clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum
 {
     clip_job j = {w, row_scale, col_scale, u, l};
     ste_row r;
-    if (!open_row(be, &r, fmt, w.cols)) return;
     if (colsum.buf) fill_zero(colsum);
+    if (!nb_format_is_quantized(fmt)) {
+        scaled_backward(colsum, g, &j);
+        return;
+    }
+    if (!open_row(be, &r, fmt, w.cols)) return;
     for (int64_t i = 0; i < w.rows; i++) {
         load_clipped(&r, &j, i);
         differentiate_row(&r, row(g, i));
