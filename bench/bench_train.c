@@ -1,211 +1,206 @@
-/* Speed of the training ops at the shapes of a SmolLM2-135M block, as shares of what oneDNN gives.
+/* One training step of OmniQuant on a block of SmolLM2-135M's shape: microseconds per token (every
+ * one is seen once per epoch), and its multiply-adds as a share of oneDNN's own GEMM rate.
  *
- *   bench_train [tokens [threads]]
+ *   bench_train [TOKENS] [STEPS] [THREADS]
  *
- * Products and attention are forward and backward together. The last line adds up what a step of
- * learned weight clipping costs (OmniQuant W4A16, section 7.2 without gradients of the inputs of q,
- * k, v): every op as often as the step needs it. */
+ * Two cases: 4-bit weights, clipping alone; 4-bit weights, activations, Q, K and V, clipping and
+ * transformation. Random weights and states: the time does not depend on them. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
-#include "base/clock.h"
 #include "base/cpu.h"
 #include "base/rng.h"
 #include "floor.h"
-#include "op/op.h"
+#include "method/trainer.h"
+#include "model/family.h"
 
-enum { C = 576, F = 1536, H = 9, K = 3, D = 64 };
+enum { C = 576, HEADS = 9, KV_HEADS = 3, D = 64, F = 1536 };
 
-typedef struct bench {
+typedef struct setup {
     nb_backend *be;
-    int64_t T;
-    nb_format weight, act;
-    nb_view x, dx, y, q, dq, k, dk, v, dv, lse; /* [T, C] ... [T, K*D] ... [T, H] */
-    nb_view gate, up, dgate, dup;               /* [T, F] */
-    nb_view w, wq, dw, u, l, du, dl, sum;       /* [F, C] ... [F, groups] ... [1, C] */
-    nb_view table;                              /* [T, D] */
-    nb_norm norm;
-} bench;
+    nb_arena *arena;
+    nb_config cfg;
+    nb_host_block block;
+    nb_format weights[NB_N_ROLES], acts[NB_N_ROLES];
+    nb_attn_formats attn;
+    nb_block_job job;
+    float *range; /* [F]: of every input */
+} setup;
 
-static void die(const char *what)
+static void check(nb_status st, const nb_error *err)
 {
-    fprintf(stderr, "bench_train: %s\n", what);
-    exit(1);
+    if (st == NB_OK) return;
+    fprintf(stderr, "%s\n", err->message);
+    exit(st);
 }
 
-static nb_view make_view(bench *b, int64_t rows, int64_t cols)
+static float *random_floats(setup *s, int64_t n, double std)
 {
-    nb_buffer *buf;
-    if (b->be->ops->buffer_create(b->be, rows * cols, &buf, NULL) != NB_OK) die("out of memory");
-    nb_view v = nb_view_of(buf, rows, cols);
-    float *x = malloc((size_t)(rows * cols) * sizeof *x);
-    if (!x) die("out of memory");
-    nb_rng r = {1};
-    for (int64_t i = 0; i < rows * cols; i++) x[i] = (float)nb_rng_uniform(&r) - 0.5f;
-    b->be->ops->upload(b->be, v, x, NB_F32);
-    free(x);
+    nb_rng r = {(uint64_t)n};
+    float *v = nb_arena_alloc(s->arena, (size_t)n, sizeof *v);
+    if (!v) exit(4);
+    for (int64_t i = 0; i < n; i++) v[i] = (float)(std * nb_rng_normal(&r));
     return v;
 }
 
-static void setup(bench *b)
+static nb_status stats(void *user, nb_role role, nb_input_stats *out, nb_error *err)
 {
-    const struct {
-        nb_view *v;
-        int64_t rows, cols;
-    } all[] = {
-        {&b->x, b->T, C},      {&b->dx, b->T, C},    {&b->y, b->T, C},     {&b->q, b->T, C},
-        {&b->dq, b->T, C},     {&b->k, b->T, K * D}, {&b->v, b->T, K * D}, {&b->dk, b->T, K * D},
-        {&b->dv, b->T, K * D}, {&b->lse, b->T, H},   {&b->gate, b->T, F},  {&b->up, b->T, F},
-        {&b->dgate, b->T, F},  {&b->dup, b->T, F},   {&b->w, F, C},        {&b->wq, F, C},
-        {&b->dw, F, C},        {&b->sum, 1, C},      {&b->table, b->T, D}};
-    for (size_t i = 0; i < NB_COUNT(all); i++) *all[i].v = make_view(b, all[i].rows, all[i].cols);
-    b->norm = (nb_norm){.kind = NB_NORM_RMS, .eps = 1e-5f};
-    if (nb_format_parse(&b->act, "int4:token:asym", NULL) != NB_OK) die("no format");
+    NB_UNUSED(role);
+    NB_UNUSED(err);
+    setup *s = user;
+    *out = (nb_input_stats){.n = F, .min = s->range, .max = s->range};
+    return NB_OK;
 }
 
-/* ---- ops ------------------------------------------------------------------------------- */
-
-/* x W^T, dy W, dy^T x of a linear C -> F. */
-static void op_forward(bench *b)
+static nb_status tick(void *user)
 {
-    b->be->ops->product(b->be, b->gate, b->x, false, b->wq, true, false);
-}
-static void op_input(bench *b)
-{
-    b->be->ops->product(b->be, b->dx, b->dgate, false, b->wq, false, false);
-}
-static void op_weight(bench *b)
-{
-    b->be->ops->product(b->be, b->dw, b->dgate, true, b->x, false, false);
+    NB_UNUSED(user);
+    return NB_OK;
 }
 
-static const nb_attention attention = {
-    .n_heads = H, .n_kv_heads = K, .head_dim = D, .scale = 0.125f};
-
-static void op_attention(bench *b)
+static void make_block(setup *s)
 {
-    b->be->ops->attention_train(b->be, b->y, b->lse, b->q, b->k, b->v, &attention);
-}
-static void op_attention_back(bench *b)
-{
-    b->be->ops->attention_backward(b->be, b->dq, b->dk, b->dv, b->dx, b->y, b->lse, b->q, b->k,
-                                   b->v, &attention);
-}
-static void op_clip(bench *b)
-{
-    nb_view no = {0};
-    b->be->ops->clip_forward(b->be, b->wq, b->w, no, no, b->u, b->l, &b->weight);
-}
-static void op_clip_back(bench *b)
-{
-    nb_view no = {0};
-    b->be->ops->clip_backward(b->be, b->du, b->dl, no, b->dw, b->w, no, no, b->u, b->l, &b->weight);
-}
-static void op_clip_back_col(bench *b)
-{
-    nb_view no = {0}, col = nb_view_rows(b->x, 0, 1);
-    b->be->ops->clip_backward(b->be, b->du, b->dl, b->sum, b->dw, b->w, no, col, b->u, b->l,
-                              &b->weight);
-}
-static void op_norm_back(bench *b)
-{
-    b->be->ops->norm_backward(b->be, b->dx, b->y, b->x, &b->norm, true);
-}
-static void op_rope_back(bench *b) { b->be->ops->rope_backward(b->be, b->dq, H, b->table); }
-static void op_glu_back(bench *b)
-{
-    b->be->ops->glu_backward(b->be, b->dgate, b->dup, b->dup, b->gate, b->up, NB_ACT_SILU);
-}
-static void op_quant(bench *b) { b->be->ops->quant_forward(b->be, b->dgate, b->gate, &b->act); }
-static void op_quant_back(bench *b)
-{
-    b->be->ops->quant_backward(b->be, b->dgate, b->dup, b->gate, &b->act);
-}
-static void op_mse(bench *b) { b->be->ops->mse_backward(b->be, b->dx, b->y, b->x, 1e-6, false); }
-
-/* ---- table ----------------------------------------------------------------------------- */
-
-static double time_op(bench *b, void (*run)(bench *), int times)
-{
-    double best = INFINITY;
-    run(b);
-    for (int i = 0; i < times; i++) {
-        double t0 = nb_now();
-        run(b);
-        double t = nb_now() - t0;
-        best = t < best ? t : best;
+    static const int64_t shape[NB_N_ROLES][2] = {
+        [NB_Q] = {HEADS * D, C}, [NB_K] = {KV_HEADS * D, C}, [NB_V] = {KV_HEADS * D, C},
+        [NB_O] = {C, HEADS * D}, [NB_GATE] = {F, C},         [NB_UP] = {F, C},
+        [NB_DOWN] = {C, F},
+    };
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        int64_t n = shape[r][0] * shape[r][1];
+        s->block.linear[r] = (nb_host_linear){
+            .name = nb_role_names[r],
+            .w = {.format = nb_format_plain(NB_F32), .n_out = shape[r][0], .n_in = shape[r][1]}};
+        s->block.linear[r].w.plane[0] =
+            (const uint8_t *)random_floats(s, n, 1 / sqrt((double)shape[r][1]));
     }
+    for (int r = 0; r <= NB_NORM_FFN; r++) {
+        s->block.norm[r] = (nb_host_norm){.name = "norm", .n = C};
+        s->block.norm[r].weight = random_floats(s, C, 1);
+    }
+    s->range = random_floats(s, F, 1);
+}
+
+static nb_view states(setup *s, int64_t tokens, double std)
+{
+    nb_error err;
+    nb_buffer *buf;
+    check(s->be->ops->buffer_create(s->be, tokens * C, &buf, &err), &err);
+    nb_view v = nb_view_of(buf, tokens, C);
+    s->be->ops->upload(s->be, v, random_floats(s, tokens * C, std), NB_F32);
+    return v;
+}
+
+static void begin(setup *s, nb_compute compute, int threads, int tokens, bool acts)
+{
+    nb_error err;
+    nb_options opt;
+    nb_options_default(&opt);
+    opt.compute = compute;
+    opt.threads = threads;
+    *s = (setup){0};
+    check(nb_backend_create(&s->be, &opt, &err), &err);
+    check(nb_arena_create(&s->arena, &err), &err);
+    s->cfg = (nb_config){.family = nb_family_by_model_type("llama"),
+                         .n_layers = 1,
+                         .n_embd = C,
+                         .n_ffn = F,
+                         .n_heads = HEADS,
+                         .n_kv_heads = KV_HEADS,
+                         .head_dim = D,
+                         .norm_eps = 1e-5f,
+                         .act = NB_ACT_SILU,
+                         .rope_theta = 1e5f,
+                         .norm_affine = true};
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        check(nb_format_parse(&s->weights[r], "int4:row", &err), &err);
+        if (acts) check(nb_format_parse(&s->acts[r], "int4:token:asym", &err), &err);
+    }
+    s->attn.q = s->attn.k = s->attn.v = s->acts[NB_Q];
+    make_block(s);
+    s->job = (nb_block_job){.cfg = &s->cfg,
+                            .be = s->be,
+                            .arena = s->arena,
+                            .block = &s->block,
+                            .weights = s->weights,
+                            .acts = s->acts,
+                            .attn = &s->attn,
+                            .stats = stats,
+                            .stats_user = s,
+                            .n_windows = 1,
+                            .seqlen = tokens,
+                            .batch = 1,
+                            .tick = tick};
+    s->job.x_stored = states(s, tokens, 1);
+    s->job.target = states(s, tokens, 2);
+    check(nb_rope_table(s->be, &s->cfg, tokens, &s->job.rope, &err), &err);
+}
+
+static void end(setup *s)
+{
+    s->be->ops->buffer_free(s->be, s->job.x_stored.buf);
+    s->be->ops->buffer_free(s->be, s->job.target.buf);
+    s->be->ops->buffer_free(s->be, s->job.rope.buf);
+    nb_arena_free(s->arena);
+    nb_backend_free(s->be);
+}
+
+/* Seconds of a step, the best of `steps`; *cpu: of processor time, all threads. */
+static double time_step(setup *s, bool let, int steps, double *cpu)
+{
+    nb_error err;
+    nb_trainer t;
+    nb_trainer_options o = {
+        .lwc = true, .let = let, .start = {.pair = {let, let, let, let}, .alpha = 0.5}};
+    check(nb_trainer_create(&t, &s->job, &o, &err), &err);
+    check(nb_trainer_reset(&t, NB_LWC_START, false, &err), &err);
+    t.train_lwc = true;
+    t.train_let = let;
+    t.lwc_rate = 1e-2;
+    t.let_rate = 5e-3;
+    double best = *cpu = INFINITY;
+    for (int i = 0; i <= steps; i++) { /* the first warms up */
+        double loss, t0 = nb_now();
+        clock_t c0 = clock();
+        bool finite;
+        check(nb_trainer_epoch(&t, &loss, &finite, &err), &err);
+        if (i == 0) continue;
+        best = fmin(best, nb_now() - t0);
+        *cpu = fmin(*cpu, (double)(clock() - c0) / CLOCKS_PER_SEC);
+    }
+    nb_trainer_free(&t);
     return best;
 }
 
-static double print_op(bench *b, const char *name, void (*run)(bench *), double flops, double bytes,
-                       double floor)
+/* Operations of a step: three products per linear (without LET those of q, k and v have no third),
+ * and the attention's two forward and five backward. */
+static double operations(double T, bool let)
 {
-    double t = time_op(b, run, 9);
-    printf("%-22s %9.3f ms", name, t * 1e3);
-    if (flops > 0) printf(" %8.1f GFLOP/s %5.1f %%", flops / t * 1e-9, flops / t * 1e-7 / floor);
-    if (bytes > 0) printf(" %8.1f GB/s", bytes / t * 1e-9);
-    printf("\n");
-    return t;
-}
-
-static double bench_clip(bench *b, const char *word)
-{
-    if (nb_format_parse(&b->weight, word, NULL) != NB_OK) die("no format");
-    int64_t groups = nb_format_groups(&b->weight, C);
-    nb_view *v[] = {&b->u, &b->l, &b->du, &b->dl};
-    for (int i = 0; i < 4; i++) *v[i] = make_view(b, F, groups);
-    printf("weights %s\n", word);
-    double bytes = 2. * F * C * sizeof(float);
-    double t = print_op(b, "  clip", op_clip, 0, bytes, 0);
-    t += print_op(b, "  clip back", op_clip_back, 0, bytes, 0);
-    print_op(b, "  clip back, columns", op_clip_back_col, 0, bytes, 0);
-    for (int i = 0; i < 4; i++) b->be->ops->buffer_free(b->be, v[i]->buf);
-    return t;
-}
-
-static void bench_compute(int64_t T, int threads, nb_compute compute)
-{
-    double floor = nb_gemm_floor(threads, compute == NB_COMPUTE_BF16);
-    printf("\n%s, %d threads, %lld tokens: oneDNN %.1f GFLOP/s\n",
-           compute == NB_COMPUTE_BF16 ? "bf16" : "fp32", threads, (long long)T, floor);
-    nb_options opt = {.threads = threads, .compute = compute, .cpumask = ~0u};
-    nb_error err;
-    bench b = {.T = T};
-    if (nb_backend_create(&b.be, &opt, &err) != NB_OK) {
-        printf("%s\n", err.message);
-        return;
-    }
-    setup(&b);
-    double t = (double)T, linear = 2 * t * C * F, pairs = t * (t + 1) / 2 * H * D;
-    double block = 2. * C * C + 2. * C * K * D + 3. * C * F; /* weights */
-    double qkv = 1. * C * C + 2. * C * K * D, unit = 1. * C * F;
-    double clip = bench_clip(&b, "int4:row");
-    bench_clip(&b, "int4:g64"), bench_clip(&b, "fp4:g64"), bench_clip(&b, "mxfp4");
-    double step = clip * block / unit;
-    step += print_op(&b, "x W^T", op_forward, linear, 0, floor) * block / unit;
-    step += print_op(&b, "dy W", op_input, linear, 0, floor) * (block - qkv) / unit;
-    step += print_op(&b, "dy^T x", op_weight, linear, 0, floor) * block / unit;
-    step += print_op(&b, "attention", op_attention, 4 * pairs, 0, floor);
-    step += print_op(&b, "attention back", op_attention_back, 10 * pairs, 0, floor);
-    step += 2 * print_op(&b, "norm back", op_norm_back, 0, t * C * 16, 0);
-    step += 4. / 3 * print_op(&b, "rope back", op_rope_back, 0, t * C * 8, 0);
-    step += 1.5 * print_op(&b, "glu back", op_glu_back, 0, t * F * 20, 0); /* and forward */
-    print_op(&b, "quant int4", op_quant, 0, t * F * 8, 0);
-    print_op(&b, "quant back int4", op_quant_back, 0, t * F * 12, 0);
-    step += print_op(&b, "mse", op_mse, 0, t * C * 12, 0);
-    printf("%-22s %9.3f ms %8.1f us per token\n", "LWC step, sum", step * 1e3, step / t * 1e6);
-    if (b.be->ops->sync(b.be, &err) != NB_OK) die(err.message);
-    nb_backend_free(b.be);
+    double qkv = (HEADS + 2 * KV_HEADS) * D * C, rest = HEADS * D * C + 3.0 * F * C;
+    double attention = 7.0 * HEADS * D * (T + 1) / 2;
+    return 2 * T * (qkv * (let ? 3 : 2) + rest * 3 + attention);
 }
 
 int main(int argc, char **argv)
 {
-    int64_t T = argc > 1 ? atoll(argv[1]) : 2048;
-    int threads = argc > 2 ? atoi(argv[2]) : nb_cpu_count();
-    if (T < 1 || threads < 1) die("usage: bench_train [tokens [threads]]");
-    bench_compute(T, threads, NB_COMPUTE_F32);
-    bench_compute(T, threads, NB_COMPUTE_BF16);
+    int tokens = argc > 1 ? atoi(argv[1]) : 2048, steps = argc > 2 ? atoi(argv[2]) : 3;
+    int threads = argc > 3 ? atoi(argv[3]) : nb_cpu_count();
+    double peak[2] = {nb_gemm_floor(threads, false), nb_gemm_floor(threads, true)};
+    printf("%-6s %-14s %10s %12s %10s %14s %8s\n", "type", "case", "us/token", "CPU us/token",
+           "GFLOP/s", "GEMM GFLOP/s", "share");
+    for (int c = NB_COMPUTE_F32; c <= NB_COMPUTE_BF16; c++) {
+        for (int let = 0; let < 2; let++) {
+            setup s;
+            begin(&s, (nb_compute)c, threads, tokens, let);
+            double cpu, seconds = time_step(&s, let, steps, &cpu);
+            double rate = operations(tokens, let) / seconds * 1e-9,
+                   top = peak[c == NB_COMPUTE_BF16];
+            printf("%-6s %-14s %10.1f %12.1f %10.1f %14.1f %7.1f%%\n",
+                   c == NB_COMPUTE_BF16 ? "bf16" : "f32", let ? "W4A4 lwc+let" : "W4A16 lwc",
+                   seconds / tokens * 1e6, cpu / tokens * 1e6, rate, top, 100 * rate / top);
+            end(&s);
+        }
+    }
     return 0;
 }

@@ -89,6 +89,49 @@ static void test_golden_quant(void **state)
     nb_backend_free(be);
 }
 
+/* ---- grids ----------------------------------------------------------------------------- */
+
+/* Every quantized family says where its values saturate: at the end of the grid or a little above,
+ * and all that lies below that end, or above it, becomes the outer level. */
+static void check_grid(const nb_format *f)
+{
+    float w[16], far[4], back[4];
+    uint8_t codes[4];
+    nb_qparam p = {0};
+    nb_grid grid;
+    nb_rng r = {7};
+    for (int i = 0; i < 16; i++) w[i] = (float)nb_rng_normal(&r);
+    f->family->fit(f, w, NULL, 16, 1, 1, &p);
+    f->family->grid(f, &p, &grid);
+    far[0] = -1e30f, far[1] = grid.lo * p.scale * (1 - 0x1p-12f);
+    far[2] = grid.hi * p.scale * (1 - 0x1p-12f), far[3] = 1e30f;
+    f->family->encode(f, &p, far, 4, codes);
+    f->family->decode(f, &p, codes, 4, back);
+    if (back[0] != back[1] || back[2] != back[3]) fail_msg("%s: the ends are not outer", f->word);
+    double lo = back[0] / (double)p.scale, hi = back[3] / (double)p.scale;
+    if (lo < grid.lo || hi > grid.hi) fail_msg("%s: the outer levels saturate", f->word);
+    if (grid.hi > 1.6 * hi + 0.5) fail_msg("%s: the end is too far out", f->word);
+}
+
+static void test_grids(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const words[] = {
+        "int2:row",        "int4:g64",       "int8:token",     "int5:row:sym", "fp4:g16",
+        "fp4e3m0:g16",     "fp6:row",        "fp6e3m2:row",    "fp8:token",    "fp8e5m2:row",
+        "fp8:token:paper", "fp4:g16:m1",     "fp4e3m0:g16:m2", "mxfp4",        "mxfp6",
+        "mxfp8:ceil",      "mxfp8e5m2",      "mxint8",         "nvfp4",        "nvfp4:46",
+        "dialect:b16",     "dialect:b32:mse"};
+    for (int i = 0; nb_format_families[i]; i++) {
+        const nb_format_family *family = nb_format_families[i];
+        assert_true(!family->fit == !family->grid);
+    }
+    for (size_t i = 0; i < NB_COUNT(words); i++) {
+        nb_format f = parse(words[i]);
+        check_grid(&f);
+    }
+}
+
 /* ---- the frozen quantizer -------------------------------------------------------------- */
 
 typedef struct frozen {
@@ -334,8 +377,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden_clip), cmocka_unit_test(test_golden_quant),
-        cmocka_unit_test(test_clip),        cmocka_unit_test(test_quant),
-        cmocka_unit_test(test_floor),       cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_grids),       cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_quant),       cmocka_unit_test(test_floor),
+        cmocka_unit_test(test_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -47,8 +47,8 @@ static REAL operand(const nb_backend *be, REAL x)
 #include "op/ref/pointwise_tmpl.h"
 
 #include "op/ref/attention_train_tmpl.h"
+#include "op/ref/backward_tmpl.h"
 #include "op/ref/quant_tmpl.h"
-#include "op/ref/train_tmpl.h"
 
 const nb_ops REF_OPS = {
     .name = REF_NAME,
