@@ -51,6 +51,21 @@ typedef struct nb_kernels {
 
     /* One row of the "int" family (format/int.c), bit-exact with its dequant_row. */
     void (*dequant_int)(const nb_format *f, const uint8_t *const plane[], int64_t n, float *out);
+
+    /* Rows of dialect blocks as half units and exponents (format/dialect.h), all bit-exact:
+     * online quantization, decoding of a packed row, values half * 2^(exponent - 128), and the row
+     * product y += (sum half_a half_w) * 2^(exponent_a + exponent_w - 256) from 0, block by block
+     * in ascending order. */
+    void (*dialect_quantize)(const nb_format *f, const float *x, int64_t n, int8_t *half,
+                             uint8_t *exponent);
+    void (*dialect_decode)(const nb_format *f, const uint8_t *const plane[], int64_t n,
+                           int8_t *half, uint8_t *exponent);
+    void (*dialect_value)(const int8_t *half, const uint8_t *exponent, int64_t n, int block,
+                          float *out);
+    float (*dialect_dot)(const int8_t *a, const uint8_t *exponent_a, const int8_t *w,
+                         const uint8_t *exponent_w, int64_t n, int block);
+    void (*dequant_dialect)(const nb_format *f, const uint8_t *const plane[], int64_t n,
+                            float *out);
 } nb_kernels;
 
 /* cpu: NB_CPU_... that may be used; 0: the reference. */
@@ -63,11 +78,14 @@ nb_dequant_fn nb_kernels_find_dequant(const nb_kernels *k, const nb_format *f);
 
 /* The steps of nb_kernels_init. */
 void nb_kernels_init_ref(nb_kernels *k);
+void nb_kernels_init_dialect_ref(nb_kernels *k);
 #if defined(__x86_64__)
 void nb_kernels_init_avx2(nb_kernels *k);
 void nb_kernels_init_avx512(nb_kernels *k);
 void nb_kernels_init_int_avx2(nb_kernels *k);
 void nb_kernels_init_int_avx512(nb_kernels *k);
+void nb_kernels_init_dialect_avx2(nb_kernels *k);
+void nb_kernels_init_dialect_avx512vnni(nb_kernels *k);
 #endif
 
 #endif
