@@ -53,7 +53,7 @@ void nb_norm_free(nb_backend *be, nb_norm *n)
 static nb_status create_linear(nb_block *b, const nb_host_linear *h, nb_linear **out, nb_error *err)
 {
     if (!h->name) return NB_OK;
-    nb_linear_desc d = {.w = &h->w, .bias = h->bias, .act = h->act};
+    nb_linear_desc d = {.w = &h->w, .bias = h->bias, .act = h->act, .lorc = h->lorc};
     return b->be->ops->linear_create(b->be, &d, out, err);
 }
 

@@ -65,6 +65,14 @@ typedef struct nb_linear_desc {
     nb_lorc lorc;      /* out += (act(x) b^T) a */
 } nb_linear_desc;
 
+/* Shapes of the factors for a weight [n_out, n_in]; false if the rank is above either. */
+bool nb_lorc_shape(nb_lorc *l, int64_t n_out, int64_t n_in);
+int64_t nb_lorc_bytes(const nb_lorc *l); /* of the planes; 0 for rank 0 */
+/* w [n_rows, n_in] += rows [row, row + n_rows) of A B; a [rank, n_out] and b [rank, n_in] are the
+ * factors as fp32. */
+void nb_lorc_add(const nb_lorc *l, const float *a, const float *b, int64_t row, int64_t n_rows,
+                 float *w);
+
 typedef struct nb_ops {
     const char *name;
 

@@ -49,8 +49,8 @@ NAME = "|".join(FLOAT_NAMES)
 
 def parse_word(word):
     """-> family, type of the codes, their bits, group (0: the whole row), option."""
-    if m := re.fullmatch(r"int([2-8]):(row|g(\d+))(:sym)?", word):
-        return "int", "int", int(m[1]), int(m[3] or 0), m[4] or ""
+    if m := re.fullmatch(r"int([2-8]):(row|g(\d+))((:sym)?(:f32)?)", word):
+        return "int", "int", int(m[1]), int(m[3] or 0), m[4]
     if m := re.fullmatch(rf"({NAME}):(row|g(\d+))((:m1|:m2)(:floor|:ceil)?)?(:paper)?", word):
         t = FLOAT_NAMES[m[1]]
         return "fp", t, 1 + sum(MINIFLOATS[t]), int(m[3] or 0), m[5] or ""
@@ -134,9 +134,9 @@ def plane_specs(word, n_in):
     half = -(-n_groups // 2)
     out = {"codes": ({"e4m3": "F8_E4M3", "e5m2": "F8_E5M2", "int8": "I8"}.get(t, "U8"),
                      -(-n_in * bits // 8))}
-    if family in ("int", "fp") and option in ("", ":sym"):
-        out["scales"] = ("F16", n_groups)
-    if family == "int" and option == "":
+    if family == "int" or (family == "fp" and not option):
+        out["scales"] = ("F32" if ":f32" in option else "F16", n_groups)
+    if family == "int" and ":sym" not in option:
         out["zeros"] = ("U8", -(-n_groups * bits // 8))
     if family in ("mx", "dialect"):
         out["scales"] = ("U8", n_groups)
@@ -164,7 +164,7 @@ def dequantize(word, n_in, planes):
     scale = group_scales(family, option, planes, n_groups)[:, g]
     if family == "int":
         zero = np.full((len(code), n_groups), 2 ** (bits - 1) - 1)
-        if option == "":
+        if ":sym" not in option:
             zero = unpack_bits(planes["zeros"], bits, n_groups)
         return (code - zero[:, g]).astype(np.float32) * scale
     if family == "dialect":

@@ -103,6 +103,7 @@ static void each_int(void (*check)(row *r, const char *word))
                 char word[64];
                 snprintf(word, sizeof word, "int%d:%s:%s", bits, grains[g], sym ? "sym" : "asym");
                 check(&r, word);
+                if (strcmp(grains[g], "token") != 0) check(&r, strcat(word, ":f32"));
             }
         }
     }
@@ -314,6 +315,8 @@ static const char *const canonical[][2] = {
     {"int4:g128", "int4:g128"},
     {"int4:g128:asym", "int4:g128"},
     {"int4:row:sym", "int4:row:sym"},
+    {"int4:row:asym:f32", "int4:row:f32"},
+    {"int8:g65536:sym:f32", "int8:g65536:sym:f32"},
     {"int8:token", "int8:token"},
     {"int8:token:sym", "int8:token"},
     {"int8:token:asym", "int8:token:asym"},
@@ -351,6 +354,9 @@ static const char *const bad[] = {
     "int4:g65544",
     "int4:row:",
     "int4:row:sym:sym",
+    "int4:row:f32:sym",
+    "int4:row:f16",
+    "int8:token:f32",
     "int4:rows",
     "int4:g128 ",
     "INT4:row",

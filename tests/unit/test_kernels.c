@@ -393,8 +393,8 @@ static void check_dequant(const nb_kernels *ref, const nb_kernels *k, const nb_f
 static void test_dequant_int(void **state)
 {
     NB_UNUSED(state);
-    static const char *const tails[] = {"row",      "row:sym", "g8",        "g64",
-                                        "g128:sym", "token",   "token:asym"};
+    static const char *const tails[] = {"row",   "row:sym",    "g8",     "g64",        "g128:sym",
+                                        "token", "token:asym", "g8:f32", "g64:sym:f32"};
     nb_kernels ref, k;
     nb_kernels_init(&ref, 0);
     for (size_t l = 0; l < NB_COUNT(levels); l++) {
