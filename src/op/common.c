@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "format/half.h"
 
 static void set_message(nb_error *err, nb_status status, const char *fmt, va_list ap)
 {
@@ -55,17 +56,30 @@ static void fit_online(const nb_format *f, const float *x, int64_t n, nb_qparam 
     }
 }
 
-static bool all_finite(const float *x, int64_t n)
+bool nb_all_finite(const float *x, int64_t n)
 {
-    float s = 0;
-    for (int64_t i = 0; i < n; i++) s += x[i] * 0; /* NaN for Inf and NaN */
-    return s == 0;
+    int32_t bad = 0;
+#pragma omp simd reduction(| : bad)
+    for (int64_t i = 0; i < n; i++) {
+        bad |= -(int32_t)((nb_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u);
+    }
+    return !bad;
+}
+
+void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam *p)
+{
+    int64_t groups = nb_format_groups(f, n);
+    float base = nb_format_fit_base(f, x, NULL, n, NULL, NULL);
+    for (int64_t g = 0; g < groups; g++) {
+        p[g] = (nb_qparam){.base = base};
+        fit_online(f, x + nb_group_begin(f, g), nb_group_length(f, n, g), &p[g]);
+    }
 }
 
 void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
 {
     enum { PIECE = 512 };
-    if (!all_finite(x, n)) {
+    if (!nb_all_finite(x, n)) {
         memmove(out, x, (size_t)n * sizeof *out);
         return;
     }

@@ -17,6 +17,11 @@ nb_status nb_fault_take(nb_fault *f, nb_error *err);
 bool nb_fault_check_ids(nb_fault *f, const char *what, const int32_t *ids, int64_t n,
                         int64_t limit);
 
+bool nb_all_finite(const float *x, int64_t n);
+
+/* Parameters of every group of a row that arrives online: p [groups]. */
+void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam *p);
+
 /* out = decode(encode(x)) with parameters fitted to each group of the row. out may be x. A row
  * that is not finite is copied: NaN must reach the loss, where it is reported. */
 void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out);
