@@ -30,6 +30,8 @@ static void print_result(const nb_compare_result *c, bool json, cli_printer *r)
     cli_print_int(r, "windows", "windows", c->windows);
     cli_print_real(r, "seconds", "seconds", c->seconds, 1);
     cli_print_real(r, "tokens_per_second", "tokens per second", c->tokens_per_second, 1);
+    cli_print_int(r, "nonfinite_activations",
+                  c->nonfinite_activations ? "Inf, NaN saturated" : NULL, c->nonfinite_activations);
 }
 
 /* --simulate is about the model that is measured, not about the reference. */

@@ -65,6 +65,7 @@ static nb_status print_json(const output *o, const nb_generate_result *g, nb_err
     cli_print_real(&r, "prompt_tokens_per_second", NULL, g->prompt_tokens_per_second, 0);
     cli_print_real(&r, "decode_tokens_per_second", NULL, g->decode_tokens_per_second, 0);
     cli_print_int(&r, "kv_bytes", NULL, (int64_t)g->kv_bytes);
+    cli_print_int(&r, "nonfinite_activations", NULL, g->nonfinite_activations);
     return cli_print_end(&r, err);
 }
 
@@ -75,6 +76,10 @@ static void print_speed(const nb_generate_result *g)
     fprintf(stderr, "prompt %lld tokens, %.1f per second; generated %lld tokens, %.1f per second\n",
             (long long)g->prompt_tokens, g->prompt_tokens_per_second, (long long)g->tokens,
             g->decode_tokens_per_second);
+    if (g->nonfinite_activations > 0) {
+        fprintf(stderr, "%lld activations were Inf or NaN and have been saturated\n",
+                (long long)g->nonfinite_activations);
+    }
 }
 
 static nb_status generate(nb_model *m, cli_args *args, output *o, nb_error *err)

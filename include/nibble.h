@@ -128,6 +128,7 @@ typedef struct nb_perplexity_result {
     double nll; /* mean, nats per token */
     int64_t tokens, windows;
     double seconds, tokens_per_second;
+    int64_t nonfinite_activations; /* Inf and NaN that the format of activations saturated */
 } nb_perplexity_result;
 
 NB_API nb_status nb_perplexity(nb_model *m, const int32_t *tokens, size_t n_tokens,
@@ -142,6 +143,7 @@ typedef struct nb_compare_result {
     double perplexity_ratio, perplexity_ratio_error; /* exp of the paired difference */
     int64_t tokens, windows;
     double seconds, tokens_per_second;
+    int64_t nonfinite_activations; /* of the model that is measured */
 } nb_compare_result;
 
 NB_API nb_status nb_compare(nb_model *m, nb_model *reference, const int32_t *tokens,
@@ -171,7 +173,8 @@ NB_API void nb_generate_options_default(nb_generate_options *o);
 typedef struct nb_generate_result {
     int64_t prompt_tokens, tokens;
     double prompt_tokens_per_second, decode_tokens_per_second;
-    size_t kv_bytes; /* of the KV cache in use at the end */
+    size_t kv_bytes;               /* of the KV cache in use at the end */
+    int64_t nonfinite_activations; /* as in nb_perplexity_result */
 } nb_generate_result;
 
 /* Called with whole UTF-8 characters as they become known; return false to stop early. */

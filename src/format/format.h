@@ -74,8 +74,9 @@ struct nb_format_family {
     void (*fit)(const nb_format *f, const float *w, const float *importance, int64_t n,
                 float clip_lo, float clip_hi, nb_qparam *p);
 
-    /* The same for data that arrives online (activations, KV cache): no clip, any values, NaN and
-     * Inf included. NULL: fit serves. For families whose rules differ between the two. */
+    /* The same for data that arrives online (activations, KV cache): no clip, any values; NaN and
+     * Inf saturate, here and in encode. NULL: fit serves. For families whose rules differ between
+     * the two. */
     void (*fit_online)(const nb_format *f, const float *x, int64_t n, nb_qparam *p);
 
     /* Nearest codes (ties to the even code) and values of the codes, for one group. */
@@ -135,6 +136,8 @@ typedef struct nb_matrix {
     const uint8_t *plane[NB_MAX_PLANES]; /* [n_out, row_bytes] each */
 } nb_matrix;
 
+/* The planes of one row. */
+void nb_matrix_row(const nb_matrix *m, int64_t row, const uint8_t *plane[NB_MAX_PLANES]);
 /* Rows [row, row + n_rows) as fp32 [n_rows, n_in]. */
 void nb_matrix_dequant(const nb_matrix *m, int64_t row, int64_t n_rows, float *out);
 int64_t nb_matrix_bytes(const nb_matrix *m);

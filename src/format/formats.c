@@ -125,13 +125,20 @@ int64_t nb_format_row_bytes(const nb_format *f, int64_t n_in)
     return bytes;
 }
 
-void nb_matrix_dequant(const nb_matrix *m, int64_t row, int64_t n_rows, float *out)
+void nb_matrix_row(const nb_matrix *m, int64_t row, const uint8_t *plane[NB_MAX_PLANES])
 {
     nb_plane_spec spec[NB_MAX_PLANES];
     int n = m->format.family->planes(&m->format, m->n_in, spec);
+    for (int i = 0; i < NB_MAX_PLANES; i++) {
+        plane[i] = i < n ? m->plane[i] + row * spec[i].row_bytes : NULL;
+    }
+}
+
+void nb_matrix_dequant(const nb_matrix *m, int64_t row, int64_t n_rows, float *out)
+{
     for (int64_t r = 0; r < n_rows; r++) {
-        const uint8_t *plane[NB_MAX_PLANES] = {0};
-        for (int i = 0; i < n; i++) plane[i] = m->plane[i] + (row + r) * spec[i].row_bytes;
+        const uint8_t *plane[NB_MAX_PLANES];
+        nb_matrix_row(m, row + r, plane);
         m->format.family->dequant_row(&m->format, plane, m->n_in, out + r * m->n_in);
     }
 }

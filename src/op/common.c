@@ -56,15 +56,17 @@ static void fit_online(const nb_format *f, const float *x, int64_t n, nb_qparam 
     }
 }
 
-bool nb_all_finite(const float *x, int64_t n)
+int64_t nb_count_nonfinite(const float *x, int64_t n)
 {
-    int32_t bad = 0;
-#pragma omp simd reduction(| : bad)
+    int32_t bad = 0; /* a row is shorter than 2^31 */
+#pragma omp simd reduction(+ : bad)
     for (int64_t i = 0; i < n; i++) {
-        bad |= -(int32_t)((nb_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u);
+        bad += (int32_t)((nb_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u);
     }
-    return !bad;
+    return bad;
 }
+
+bool nb_all_finite(const float *x, int64_t n) { return nb_count_nonfinite(x, n) == 0; }
 
 void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam *p)
 {
@@ -76,12 +78,13 @@ void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam 
     }
 }
 
-void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
+int64_t nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
 {
     enum { PIECE = 512 };
-    if (!nb_all_finite(x, n)) {
+    int64_t bad = nb_count_nonfinite(x, n);
+    if (bad > 0 && !f->family->fit_online) {
         memmove(out, x, (size_t)n * sizeof *out);
-        return;
+        return 0;
     }
     int64_t groups = nb_format_groups(f, n);
     float base = nb_format_fit_base(f, x, NULL, n, NULL, NULL);
@@ -96,4 +99,5 @@ void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out
             f->family->decode(f, &p, codes, m, out + i);
         }
     }
+    return bad;
 }

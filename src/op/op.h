@@ -183,6 +183,8 @@ struct nb_backend {
     nb_compute compute;
     int threads;
     unsigned cpu; /* features that may be used */
+    int64_t
+        nonfinite; /* inputs of quantizers that were Inf or NaN and saturated; read after sync */
     void *state;
 };
 

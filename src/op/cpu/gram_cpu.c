@@ -68,10 +68,13 @@ static bool run_tiles(const gram *g)
 /* q [T, C] = act(x) */
 static void quantize(nb_backend *be, nb_view x, const nb_format *act, float *q)
 {
-#pragma omp parallel for num_threads(be->threads) if (x.rows * x.cols > NB_CPU_PARALLEL_MIN)
+    const nb_kernels *k = &nb_cpu_of(be)->k;
+    int64_t bad = 0;
+#pragma omp parallel for num_threads(be->threads) reduction(+ : bad)
     for (int64_t t = 0; t < x.rows; t++) {
-        nb_fake_quant_row(act, nb_cpu_row(x, t), x.cols, q + t * x.cols);
+        bad += nb_cpu_fake_quant_row(k, act, nb_cpu_row(x, t), x.cols, q + t * x.cols);
     }
+    be->nonfinite += bad;
 }
 
 void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act)

@@ -10,6 +10,7 @@
 #include <tgmath.h>
 
 #include "base/size.h"
+#include "format/dialect.h"
 #include "format/half.h"
 #include "format/ste.h"
 #include "op/common.h"
