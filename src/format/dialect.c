@@ -240,6 +240,11 @@ void nb_dialect_decode_row(const nb_format *f, const uint8_t *const plane[], int
     }
 }
 
+static int64_t find_nan_dialect(const nb_format *f, const uint8_t *const plane[], int64_t n_in)
+{
+    return nb_e8m0_find_nan(plane[1], nb_format_groups(f, n_in));
+}
+
 const nb_format_family nb_format_family_dialect = {
     .name = "dialect",
     .usage = "dialect:{b16|b32|b64|b128}[:mse|:2s][:bd5]",
@@ -254,4 +259,5 @@ const nb_format_family nb_format_family_dialect = {
     .pack_row = pack_row_dialect,
     .unpack_row = unpack_row_dialect,
     .dequant_row = dequant_row_dialect,
+    .find_nan = find_nan_dialect,
 };

@@ -16,7 +16,7 @@
 #include "format/dtype.h"
 
 #define NB_MAX_PLANES  4
-#define NB_FORMAT_WORD 32
+#define NB_FORMAT_WORD 40
 
 typedef struct nb_format_family nb_format_family;
 typedef struct nb_grid nb_grid;
@@ -28,6 +28,8 @@ typedef struct nb_format {
     bool sym;                       /* no zero point                                          */
     int group;                      /* values per group; 0: the whole row                     */
     int variant;                    /* the family's own (plain: nb_dtype)                     */
+    bool matrix;                    /* all rows of a matrix share their nb_qparam.base        */
+    float base;                     /* given, instead of what fit_base finds; 0: not given    */
 } nb_format;
 
 /* Parameters of one group, exactly as they are stored. */
@@ -63,7 +65,8 @@ struct nb_format_family {
 
     /* What all groups of a row share (the base of power-of-two scales, the outer scale of NVFP4),
      * found before any of them is fitted; clip_lo, clip_hi: [groups] or NULL, all 1. NULL: this
-     * family has nothing of the kind. */
+     * family has nothing of the kind. Where rows share it as well (`matrix`), it is the largest of
+     * theirs: nb_job_run finds that and gives it (nb_format.base). */
     float (*fit_base)(const nb_format *f, const float *w, const float *importance, int64_t n_in,
                       const float *clip_lo, const float *clip_hi);
 
@@ -78,6 +81,11 @@ struct nb_format_family {
      * Inf saturate, here and in encode. NULL: fit serves. For families whose rules differ between
      * the two. */
     void (*fit_online)(const nb_format *f, const float *x, int64_t n, nb_qparam *p);
+
+    /* Groups of a row that are stored with a scale twice as large as fit asks for, or larger, since
+     * the one below is out of reach of the base. NULL: none ever. */
+    int64_t (*count_clamped)(const nb_format *f, const float *w, const float *importance,
+                             int64_t n_in, const float *clip_lo, const float *clip_hi);
 
     /* Nearest codes (ties to the even code) and values of the codes, for one group. */
     void (*encode)(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
@@ -98,6 +106,10 @@ struct nb_format_family {
     /* planes -> fp32, equal to unpack_row and decode bit for bit: the scalar definition of the
      * row kernel. */
     void (*dequant_row)(const nb_format *f, const uint8_t *const plane[], int64_t n_in, float *w);
+
+    /* For readers: the first group of a packed row whose scale is NaN, which nobody writes; -1:
+     * none. NULL: the values themselves have to be looked at. */
+    int64_t (*find_nan)(const nb_format *f, const uint8_t *const plane[], int64_t n_in);
 };
 /* "plain" (f32, bf16, q4_1, ...: bytes as they lie in a file) has planes and dequant_row only. */
 
@@ -109,7 +121,8 @@ nb_format nb_format_plain(nb_dtype t);
 /* True for formats with fit/encode/pack; false for plain storage types and "none". */
 bool nb_format_is_quantized(const nb_format *f);
 
-/* fit_base, 0 for families without one; and base and fit of every group: p [groups]. */
+/* The base that is given, or fit_base, 0 for families without one; and base and fit of every group:
+ * p [groups]. */
 float nb_format_fit_base(const nb_format *f, const float *w, const float *importance, int64_t n_in,
                          const float *clip_lo, const float *clip_hi);
 void nb_format_fit_row(const nb_format *f, const float *w, const float *importance, int64_t n_in,

@@ -68,7 +68,7 @@ bool nb_format_is_quantized(const nb_format *f) { return f->family && f->family-
 float nb_format_fit_base(const nb_format *f, const float *w, const float *importance, int64_t n_in,
                          const float *clip_lo, const float *clip_hi)
 {
-    if (!f->family->fit_base) return 0;
+    if (f->base > 0 || !f->family->fit_base) return f->base;
     return f->family->fit_base(f, w, importance, n_in, clip_lo, clip_hi);
 }
 

@@ -98,6 +98,21 @@ static nb_status check_plane(const loader *l, const nb_tensor *t, const nb_plane
     return NB_OK;
 }
 
+/* A scale that is NaN would spoil everything it meets, far from here. */
+static nb_status check_scales(const loader *l, const char *module, const nb_matrix *m)
+{
+    for (int64_t r = 0; m->format.family->find_nan && r < m->n_out; r++) {
+        const uint8_t *plane[NB_MAX_PLANES];
+        nb_matrix_row(m, r, plane);
+        int64_t g = m->format.family->find_nan(&m->format, plane, m->n_in);
+        if (g < 0) continue;
+        return nb_fail(l->err, NB_EINPUT,
+                       "%s.weight.scales: row %lld, group %lld: the byte 255 is no scale", module,
+                       (long long)r, (long long)g);
+    }
+    return NB_OK;
+}
+
 static nb_status load_packed(const loader *l, const char *module, nb_format f, nb_matrix *m)
 {
     nb_plane_spec spec[NB_MAX_PLANES];
@@ -111,7 +126,7 @@ static nb_status load_packed(const loader *l, const char *module, nb_format f, n
         NB_TRY(check_plane(l, t, &spec[i], m->n_out));
         m->plane[i] = t->data;
     }
-    return NB_OK;
+    return check_scales(l, module, m);
 }
 
 static nb_status load_plain(const loader *l, const char *module, const char *gguf, nb_matrix *m)

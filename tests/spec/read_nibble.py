@@ -51,7 +51,8 @@ def parse_word(word):
     """-> family, type of the codes, their bits, group (0: the whole row), option."""
     if m := re.fullmatch(r"int([2-8]):(row|g(\d+))((:sym)?(:f32)?)", word):
         return "int", "int", int(m[1]), int(m[3] or 0), m[4]
-    if m := re.fullmatch(rf"({NAME}):(row|g(\d+))((:m1|:m2)(:floor|:ceil)?)?(:paper)?", word):
+    if m := re.fullmatch(rf"({NAME}):(row|g(\d+))((:m1|:m2)(?:(?<=m2):matrix)?(:floor|:ceil)?)?"
+                          r"(:paper)?", word):
         t = FLOAT_NAMES[m[1]]
         return "fp", t, 1 + sum(MINIFLOATS[t]), int(m[3] or 0), m[5] or ""
     if m := re.fullmatch(rf"mx({NAME}|int8)(:ceil)?", word):

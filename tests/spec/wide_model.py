@@ -3,7 +3,8 @@
 
     wide_model.py make DIR [N]   rows of 584, 299 and 64 inputs: several groups of 256, an odd end;
                                  N: all rows of N inputs, all zeros, a file of holes
-    wide_model.py scramble DIR ...   random bytes in every plane of directories that nibble made
+    wide_model.py scramble DIR ...   random bytes in every plane of directories that nibble made;
+                                 no NaN among the scales of one byte
 """
 import json
 import struct
@@ -60,7 +61,10 @@ def scramble(directory):
         for name, t in json.loads(data[8:begin]).items():
             if ".weight." in name:
                 a, b = t["data_offsets"]
-                data[begin + a : begin + b] = rng.bytes(b - a)
+                raw = rng.bytes(b - a)
+                if name.endswith(".scales") and t["dtype"] == "U8":  # 255: readers refuse it
+                    raw = raw.replace(b"\xff", b"\xfe")
+                data[begin + a : begin + b] = raw
         path.write_bytes(data)
 
 
