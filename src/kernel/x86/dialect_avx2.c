@@ -47,12 +47,13 @@ static inline void sum_128(const int8_t *a, const int8_t *w, int block, int32_t 
 static void sum_blocks(const int8_t *a, const int8_t *w, int64_t n, int block, int32_t *sums)
 {
     int64_t at = 0;
-    for (; at + 128 <= n; at += 128) sum_128(a + at, w + at, block, sums + at / block);
+    int step = 128 / block;
+    for (; at + 128 <= n; at += 128, sums += step) sum_128(a + at, w + at, block, sums);
     if (at == n) return;
     int8_t last[2][128] = {{0}};
     memcpy(last[0], a + at, (size_t)(n - at));
     memcpy(last[1], w + at, (size_t)(n - at));
-    sum_128(last[0], last[1], block, sums + at / block);
+    sum_128(last[0], last[1], block, sums);
 }
 
 /* y + sums[i] 2^(ea[i] + ew[i] - 256), in ascending order. The power is split in two factors: both
@@ -114,13 +115,13 @@ static void dialect_decode(const nb_format *f, const uint8_t *const plane[], int
                            int8_t *half, uint8_t *exponent)
 {
     int64_t i = 0;
-    int block = f->group;
+    int shift = __builtin_ctz((unsigned)f->group);
     for (; i + 32 <= n; i += 32) {
-        int64_t g = i / block, h = (i + 16) / block;
+        int64_t g = i >> shift, h = (i + 16) >> shift;
         decode_32(plane[0] + i / 2, id_of(plane[2], g), id_of(plane[2], h), half + i);
     }
     for (; i < n; i++) {
-        const int8_t *values = nb_dialect_half[id_of(plane[2], i / block)];
+        const int8_t *values = nb_dialect_half[id_of(plane[2], i >> shift)];
         half[i] = values[plane[0][i / 2] >> i % 2 * 4 & 15];
     }
     memcpy(exponent, plane[1], (size_t)nb_format_groups(f, n));
@@ -208,38 +209,56 @@ static inline __m256i look_up(const uint8_t table[32], __m256i q)
     return _mm256_blendv_epi8(_mm256_shuffle_epi8(low, q), _mm256_shuffle_epi8(high, q), is_high);
 }
 
-/* n a multiple of 32, padded with zeros: those are in no beneficial range. */
+/* q of 32 values, or of 16 and zeros: those are in no beneficial range. */
+static inline __m256i align_bytes(const float *x, bool full, __m256 four)
+{
+    __m256i zero = _mm256_setzero_si256();
+    return pack_bytes(align_8(x, four), align_8(x + 8, four), full ? align_8(x + 16, four) : zero,
+                      full ? align_8(x + 24, four) : zero);
+}
+
+/* 0 or -1 */
+static inline __m256i sign_bytes(const float *x, bool full)
+{
+    __m256i zero = _mm256_setzero_si256();
+    return pack_bytes(sign_8(x), sign_8(x + 8), full ? sign_8(x + 16) : zero,
+                      full ? sign_8(x + 24) : zero);
+}
+
+/* n a multiple of 16. */
 static void quantize_block(const float *x, int64_t n, uint32_t max, int se, int8_t *half)
 {
     __m256 four = _mm256_set1_ps(ldexpf(1, 2 - se));
     __m256i q[NB_DIALECT_BLOCK_MAX / 32];
     int even = nb_dialect_even(max, se), odd_lead = 0;
     for (int64_t i = 0; i < n; i += 32) {
-        const float *v = x + i;
-        q[i / 32] = pack_bytes(align_8(v, four), align_8(v + 8, four), align_8(v + 16, four),
-                               align_8(v + 24, four));
+        q[i / 32] = align_bytes(x + i, i + 32 <= n, four);
         odd_lead += count_in(nb_dialect_benefit[even + 1], q[i / 32]);
         odd_lead -= count_in(nb_dialect_benefit[even], q[i / 32]);
     }
     const uint8_t *round = nb_dialect_round[even + (odd_lead > 0)];
     for (int64_t i = 0; i < n; i += 32) {
-        const float *v = x + i;
-        __m256i s = pack_bytes(sign_8(v), sign_8(v + 8), sign_8(v + 16), sign_8(v + 24));
+        bool full = i + 32 <= n;
+        __m256i s = sign_bytes(x + i, full);
         __m256i h = _mm256_sub_epi8(_mm256_xor_si256(look_up(round, q[i / 32]), s), s);
-        _mm256_storeu_si256((__m256i *)(half + i), h);
+        if (full) {
+            _mm256_storeu_si256((__m256i *)(half + i), h);
+        } else {
+            _mm_storeu_si128((__m128i *)(half + i), _mm256_castsi256_si128(h));
+        }
     }
 }
 
 static void quantize_any(const float *x, int64_t n, uint32_t max, int se, int8_t *half)
 {
-    if (n % 32 == 0) {
+    if (n % 16 == 0) {
         quantize_block(x, n, max, se, half);
         return;
     }
     float padded[NB_DIALECT_BLOCK_MAX] = {0};
     int8_t out[NB_DIALECT_BLOCK_MAX];
     memcpy(padded, x, (size_t)n * sizeof *x);
-    quantize_block(padded, (n + 31) / 32 * 32, max, se, out);
+    quantize_block(padded, (n + 15) / 16 * 16, max, se, out);
     memcpy(half, out, (size_t)n);
 }
 

@@ -47,10 +47,11 @@ static inline __m512i halve(__m512i s)
 /* sums: room for PIECE / 16 and 16 more */
 static inline void sum_blocks(const int8_t *a, const int8_t *w, int64_t n, int block, int32_t *sums)
 {
-    for (int64_t at = 0; at < n; at += 256) {
+    int step = 256 / block;
+    for (int64_t at = 0; at < n; at += 256, sums += step) {
         __m512i s = sum_256(a + at, w + at, n - at);
         for (int b = 16; b < block; b *= 2) s = halve(s);
-        _mm512_storeu_si512(sums + at / block, s); /* ascending: the next one overwrites zeros */
+        _mm512_storeu_si512(sums, s); /* ascending: the next one overwrites zeros */
     }
 }
 
