@@ -212,7 +212,8 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
     }
     uint8_t *plane[NB_MAX_PLANES];
     NB_TRY(alloc_planes(c->arena, name, out, plane, err));
-    by_rows = by_rows && !format->matrix; /* rows that share something stay together */
+    by_rows = by_rows && !format->matrix &&
+              format->tile <= 1; /* rows that share something stay together */
     int64_t chunk = by_rows ? nb_max_i64(1, NB_CHUNK_ELEMS / in->n_in) : in->n_out;
     error_sum sum = {0};
     nb_status st = NB_OK;

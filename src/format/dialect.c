@@ -4,6 +4,10 @@
  *   dialect:bN       weights by the least squared error (fit), data that arrives online by the
  *                    two stages (fit_online), as the paper has it (D15)
  *   dialect:bN:mse   the least error for both       dialect:bN:2s   the two stages for both
+ *   dialect:RxC      evaluation only: blocks of R rows (outputs, tokens) and C inputs, 4x4, 4x8 or
+ *                    8x8 (appendix G of the paper has 8x4 for the last two in weights [K, N]: the
+ *                    same after transposing). Rows are stored as ever, in groups of C: each of the
+ *                    R repeats exponent and dialect
  *   ...:bd5          exponents limited to the paper's five bits, -16 .. 15 (D8); stored as ever
  *
  *   w = half[id][code] * 2^(SE - 1)          qparam: scale = 2^(SE - 1), id = dialect, zero = 0
@@ -45,13 +49,9 @@ static int take_block(const char **s)
     return 0;
 }
 
-static int parse_dialect(const char *word, nb_format *f, nb_error *err)
+/* What follows the block. */
+static int take_rule(const char *word, const char *s, nb_format *f, nb_error *err)
 {
-    const char *s = word;
-    if (!nb_word_take(&s, "dialect")) return 0;
-    if (nb_word_take(&s, ":")) f->group = take_block(&s);
-    if (f->group == 0)
-        return nb_word_fail(word, "expected dialect: and b16, b32, b64 or b128", err);
     if (nb_word_take(&s, ":mse")) f->variant = RULE_MSE;
     if (f->variant == RULE_OF_USE && nb_word_take(&s, ":2s")) f->variant = RULE_2S;
     if (nb_word_take(&s, ":bd5")) f->variant |= CLAMP_BD5;
@@ -61,6 +61,37 @@ static int parse_dialect(const char *word, nb_format *f, nb_error *err)
     f->sym = true;
     snprintf(f->word, sizeof f->word, "%s", word); /* there is one spelling of each */
     return 1;
+}
+
+static int parse_dialect(const char *word, nb_format *f, nb_error *err)
+{
+    const char *s = word;
+    if (!nb_word_take(&s, "dialect")) return 0;
+    if (nb_word_take(&s, ":")) f->group = take_block(&s);
+    if (f->group > 0) return take_rule(word, s, f, err);
+    return nb_word_fail(word, "expected dialect: and b16, b32, b64, b128, 4x4, 4x8 or 8x8", err);
+}
+
+static int parse_dialect2d(const char *word, nb_format *f, nb_error *err)
+{
+    static const struct {
+        const char *name;
+        int rows, cols;
+    } tiles[] = {{"dialect:4x4", 4, 4}, {"dialect:4x8", 4, 8}, {"dialect:8x8", 8, 8}};
+    for (size_t i = 0; i < NB_COUNT(tiles); i++) {
+        const char *s = word;
+        if (!nb_word_take(&s, tiles[i].name)) continue;
+        f->tile = tiles[i].rows;
+        f->group = tiles[i].cols;
+        return take_rule(word, s, f, err);
+    }
+    return 0;
+}
+
+static unsigned uses_dialect2d(const nb_format *f)
+{
+    NB_UNUSED(f);
+    return NB_FOR_WEIGHTS | NB_FOR_ACTS;
 }
 
 static unsigned uses_dialect(const nb_format *f)
@@ -250,6 +281,24 @@ const nb_format_family nb_format_family_dialect = {
     .usage = "dialect:{b16|b32|b64|b128}[:mse|:2s][:bd5]",
     .parse = parse_dialect,
     .uses = uses_dialect,
+    .planes = planes_dialect,
+    .fit = fit_dialect,
+    .fit_online = fit_online_dialect,
+    .encode = encode_dialect,
+    .decode = decode_dialect,
+    .grid = grid_dialect,
+    .pack_row = pack_row_dialect,
+    .unpack_row = unpack_row_dialect,
+    .dequant_row = dequant_row_dialect,
+    .find_nan = find_nan_dialect,
+};
+
+/* Its blocks are not those of the kernels, hence a family of its own. */
+const nb_format_family nb_format_family_dialect2d = {
+    .name = "dialect2d",
+    .usage = "dialect:{4x4|4x8|8x8}[:mse|:2s][:bd5]",
+    .parse = parse_dialect2d,
+    .uses = uses_dialect2d,
     .planes = planes_dialect,
     .fit = fit_dialect,
     .fit_online = fit_online_dialect,

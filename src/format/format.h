@@ -16,6 +16,7 @@
 #include "format/dtype.h"
 
 #define NB_MAX_PLANES  4
+#define NB_TILE_MAX    64 /* values of a group of several rows */
 #define NB_FORMAT_WORD 40
 
 typedef struct nb_format_family nb_format_family;
@@ -28,6 +29,7 @@ typedef struct nb_format {
     bool sym;                       /* no zero point                                          */
     int group;                      /* values per group; 0: the whole row                     */
     int variant;                    /* the family's own (plain: nb_dtype)                     */
+    int tile;                       /* rows that share the parameters of each group; 0: one   */
     bool matrix;                    /* all rows of a matrix share their nb_qparam.base        */
     float base;                     /* given, instead of what fit_base finds; 0: not given    */
 } nb_format;
@@ -127,6 +129,11 @@ float nb_format_fit_base(const nb_format *f, const float *w, const float *import
                          const float *clip_lo, const float *clip_hi);
 void nb_format_fit_row(const nb_format *f, const float *w, const float *importance, int64_t n_in,
                        const float *clip_lo, const float *clip_hi, nb_qparam *p);
+
+/* Groups of `tile` rows as one: parameters [groups] that n_rows <= f->tile rows of w share, by fit
+ * without clips, or by fit_online. The rows are `ld` floats apart. */
+void nb_format_fit_tile(const nb_format *f, const float *w, int64_t ld, int64_t n_rows,
+                        int64_t n_in, bool online, nb_qparam *p);
 
 /* sum importance_i (w_i - decode(encode(w_i)))^2 over the n values of a group, in a fixed order;
  * importance NULL: all 1. */

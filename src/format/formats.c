@@ -4,6 +4,7 @@
 #include "format/format.h"
 
 extern const nb_format_family nb_format_family_dialect;
+extern const nb_format_family nb_format_family_dialect2d;
 extern const nb_format_family nb_format_family_fp;
 extern const nb_format_family nb_format_family_int;
 extern const nb_format_family nb_format_family_mx;
@@ -13,13 +14,10 @@ extern const nb_format_family nb_format_family_plain;
 /* The first family that knows a word has it: "mxfp4" is nibble's planes; GGUF's block of that name
  * is only made by nb_format_plain. */
 const nb_format_family *const nb_format_families[] = {
-    &nb_format_family_int,
-    &nb_format_family_fp,
-    &nb_format_family_mx,
-    &nb_format_family_nvfp4,
-    &nb_format_family_dialect,
-    &nb_format_family_plain,
-    NULL,
+    &nb_format_family_int,       &nb_format_family_fp,
+    &nb_format_family_mx,        &nb_format_family_nvfp4,
+    &nb_format_family_dialect2d, &nb_format_family_dialect,
+    &nb_format_family_plain,     NULL,
 };
 
 static nb_status fail_unknown(const char *word, nb_error *err)
@@ -82,6 +80,23 @@ void nb_format_fit_row(const nb_format *f, const float *w, const float *importan
         p[g].base = base;
         f->family->fit(f, w + at, importance ? importance + at : NULL, nb_group_length(f, n_in, g),
                        clip_lo ? clip_lo[g] : 1, clip_hi ? clip_hi[g] : 1, &p[g]);
+    }
+}
+
+void nb_format_fit_tile(const nb_format *f, const float *w, int64_t ld, int64_t n_rows,
+                        int64_t n_in, bool online, nb_qparam *p)
+{
+    float values[NB_TILE_MAX];
+    for (int64_t g = 0; g < nb_format_groups(f, n_in); g++) {
+        int64_t at = nb_group_begin(f, g), n = nb_group_length(f, n_in, g);
+        for (int64_t r = 0; r < n_rows; r++) {
+            memcpy(values + r * n, w + r * ld + at, (size_t)n * sizeof *values);
+        }
+        if (online) {
+            f->family->fit_online(f, values, n_rows * n, &p[g]);
+        } else {
+            f->family->fit(f, values, NULL, n_rows * n, 1, 1, &p[g]);
+        }
     }
 }
 

@@ -111,6 +111,18 @@ static nb_status run_step(nb_job *job, const nb_step *step, nb_error *err)
     return NB_OK;
 }
 
+/* Blocks of several rows are for evaluation: the other steps know rows alone. */
+static nb_status check_tile(const nb_job *job, const nb_step *step, nb_error *err)
+{
+    const char *name = step->method->name;
+    if (job->format->tile <= 1 || strcmp(name, "minmax") == 0 || strcmp(name, "nearest") == 0) {
+        return NB_OK;
+    }
+    return nb_fail(err, NB_EUSAGE,
+                   "%s: step \"%s\" cannot make \"%s\": only minmax and nearest can", job->name,
+                   step->word, job->format->word);
+}
+
 nb_status nb_job_run(nb_job *job, const nb_step *steps, int n_steps, nb_error *err)
 {
     const nb_format *format = job->format;
@@ -119,6 +131,7 @@ nb_status nb_job_run(nb_job *job, const nb_step *steps, int n_steps, nb_error *e
     job->loss = -1;
     job->note[0] = 0;
     NB_TRY(check_finite(job, "of the source", err));
+    for (int i = 0; i < n_steps; i++) NB_TRY(check_tile(job, &steps[i], err));
     for (int i = 0; st == NB_OK && i < n_steps; i++) {
         if (format->matrix) shared.base = matrix_base(job); /* weights and clips have changed */
         if (format->matrix) job->format = &shared;

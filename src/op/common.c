@@ -101,3 +101,38 @@ int64_t nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *
     }
     return bad;
 }
+
+/* One group of a tile; values that are not finite are the format's own to handle. */
+static void fake_quant_tile(const nb_format *f, const float *x, int64_t ld, int64_t n_rows,
+                            int64_t n, float *out, int64_t ld_out)
+{
+    nb_format group = *f; /* all of it one group */
+    group.group = 0;
+    nb_qparam p;
+    nb_format_fit_tile(&group, x, ld, n_rows, n, true, &p);
+    for (int64_t r = 0; r < n_rows; r++) {
+        uint8_t codes[NB_TILE_MAX];
+        f->family->encode(f, &p, x + r * ld, n, codes);
+        f->family->decode(f, &p, codes, n, out + r * ld_out);
+    }
+}
+
+int64_t nb_fake_quant_rows(const nb_format *f, const float *x, int64_t ld, int64_t n_rows,
+                           int64_t n, float *out, int64_t ld_out)
+{
+    int64_t bad = 0, tile = nb_tile_rows(f);
+    for (int64_t r = 0; r < n_rows; r += tile) {
+        if (tile == 1) {
+            bad += nb_fake_quant_row(f, x + r * ld, n, out + r * ld_out);
+            continue;
+        }
+        int64_t rows = nb_min_i64(tile, n_rows - r);
+        for (int64_t i = 0; i < rows; i++) bad += nb_count_nonfinite(x + (r + i) * ld, n);
+        for (int64_t g = 0; g < nb_format_groups(f, n); g++) {
+            int64_t at = nb_group_begin(f, g);
+            fake_quant_tile(f, x + r * ld + at, ld, rows, nb_group_length(f, n, g),
+                            out + r * ld_out + at, ld_out);
+        }
+    }
+    return bad;
+}

@@ -29,4 +29,11 @@ void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam 
  * nb_backend.nonfinite. */
 int64_t nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out);
 
+/* The same for n_rows rows, ld and ld_out floats apart, that begin where a group of several rows
+ * (nb_format.tile) does. */
+int64_t nb_fake_quant_rows(const nb_format *f, const float *x, int64_t ld, int64_t n_rows,
+                           int64_t n, float *out, int64_t ld_out);
+/* Rows that have to stay together. */
+static inline int64_t nb_tile_rows(const nb_format *f) { return f && f->tile > 1 ? f->tile : 1; }
+
 #endif

@@ -62,12 +62,19 @@ contains "singular statistics are reported" "rounded to nearest" "$(<"$scratch/s
 rm -rf "$scratch/m" "$scratch"/q*
 cp -r "$model" "$scratch/m"
 for word in mxfp4:m2 nvfp4:m2 dialect:b32:m1 int4:g64:m2 fp8:row:m2 fp4:g64:m1:matrix fp4:token:m2 \
-    dialect:b24 dialect:b256 dialect:b0 dialect fp5:row mxfp5 nvfp8 fp4:g7 int4:g12 int1:row; do
+    dialect:b24 dialect:8x4 dialect:b256 dialect:b0 dialect fp5:row mxfp5 nvfp8 fp4:g7 int4:g12 int1:row; do
     refused 2 "no format: $word" "\"$word\"" --weights $word
     [[ ! -e $scratch/q.partial ]] && pass "no format: $word: nothing begun" ||
         fail "no format: $word: nothing begun" "q.partial is there"
 done
 refused 2 "activations of a format for weights" "int4:g64" --weights int4:g16 --acts int4:g64
+refused 2 "blocks of several rows need nearest" "only minmax and nearest" --weights dialect:4x8 \
+    --method mse,nearest
+rm -rf "$scratch/q.partial"
+expect 0 "blocks of several rows" "$NIBBLE" quantize "$model" -o "$scratch/tiles" --weights dialect:4x8 \
+    --acts dialect:4x8
+expect 0 "blocks of several rows: perplexity" "$NIBBLE" perplexity "$scratch/tiles" --text LICENSE --ctx 32 \
+    --windows 2
 refused 2 "an option that is none" "gptq" --weights int4:g16 --method gptq:damp=x
 
 # ---- files of dialects --------------------------------------------------------------------------

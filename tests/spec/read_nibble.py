@@ -61,8 +61,8 @@ def parse_word(word):
             return "mx", t, 8 if t == "int8" else 1 + sum(MINIFLOATS[t]), 32, ""
     if re.fullmatch(r"nvfp4(:46)?", word):
         return "nvfp4", "e2m1", 4, 16, ""
-    if m := re.fullmatch(r"dialect:b(16|32|64|128)(:mse|:2s)?(:bd5)?", word):
-        return "dialect", "dialect", 4, int(m[1]), ""
+    if m := re.fullmatch(r"dialect:(b16|b32|b64|b128|4x4|4x8|8x8)(:mse|:2s)?(:bd5)?", word):
+        return "dialect", "dialect", 4, int(re.split("[bx]", m[1])[1]), ""
     raise ValueError(f"unknown format {word}")
 
 

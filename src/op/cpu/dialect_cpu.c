@@ -27,6 +27,17 @@ int64_t nb_cpu_fake_quant_row(const nb_kernels *k, const nb_format *f, const flo
     return bad;
 }
 
+int64_t nb_cpu_fake_quant_rows(const nb_kernels *k, const nb_format *f, const float *x, int64_t ld,
+                               int64_t n_rows, int64_t n, float *out)
+{
+    if (f->tile > 1) return nb_fake_quant_rows(f, x, ld, n_rows, n, out, n);
+    int64_t bad = 0;
+    for (int64_t r = 0; r < n_rows; r++) {
+        bad += nb_cpu_fake_quant_row(k, f, x + r * ld, n, out + r * n);
+    }
+    return bad;
+}
+
 typedef struct job {
     nb_backend *be;
     nb_view out;

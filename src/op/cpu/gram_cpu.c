@@ -69,10 +69,12 @@ static bool run_tiles(const gram *g)
 static void quantize(nb_backend *be, nb_view x, const nb_format *act, float *q)
 {
     const nb_kernels *k = &nb_cpu_of(be)->k;
-    int64_t bad = 0;
+    int64_t bad = 0, tile = nb_tile_rows(act);
 #pragma omp parallel for num_threads(be->threads) reduction(+ : bad)
-    for (int64_t t = 0; t < x.rows; t++) {
-        bad += nb_cpu_fake_quant_row(k, act, nb_cpu_row(x, t), x.cols, q + t * x.cols);
+    for (int64_t t = 0; t < x.rows; t += tile) {
+        int64_t n = nb_min_i64(tile, x.rows - t);
+        bad +=
+            nb_cpu_fake_quant_rows(k, act, nb_cpu_row(x, t), x.stride, n, x.cols, q + t * x.cols);
     }
     be->nonfinite += bad;
 }

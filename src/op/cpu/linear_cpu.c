@@ -118,18 +118,20 @@ static bool prepare_input(nb_backend *be, nb_view x, const nb_format *act, opera
         if (!o->bf16) return false;
     }
     if (!quantize && !round) return true;
-    int64_t bad = 0;
+    int64_t bad = 0, tile = nb_tile_rows(act), cols = x.cols;
 #pragma omp parallel for num_threads(be->threads) reduction(+ : bad)                               \
-    if (x.rows * x.cols > NB_CPU_PARALLEL_MIN)
-    for (int64_t t = 0; t < x.rows; t++) {
-        const float *from = nb_cpu_row(x, t);
+    if (x.rows * cols > NB_CPU_PARALLEL_MIN)
+    for (int64_t t0 = 0; t0 < x.rows; t0 += tile) {
+        int64_t end = nb_min_i64(t0 + tile, x.rows);
         if (quantize) {
-            bad += nb_cpu_fake_quant_row(k, act, from, x.cols, o->f32 + t * x.cols);
-            from = o->f32 + t * x.cols;
+            bad += nb_cpu_fake_quant_rows(k, act, nb_cpu_row(x, t0), x.stride, end - t0, cols,
+                                          o->f32 + t0 * cols);
         }
-        if (!round) continue;
-        k->bf16_from_f32(o->bf16 + t * x.cols, from, x.cols);
-        if (few) k->f32_from_bf16(o->f32 + t * x.cols, o->bf16 + t * x.cols, x.cols);
+        for (int64_t t = t0; round && t < end; t++) {
+            const float *from = quantize ? o->f32 + t * cols : nb_cpu_row(x, t);
+            k->bf16_from_f32(o->bf16 + t * cols, from, cols);
+            if (few) k->f32_from_bf16(o->f32 + t * cols, o->bf16 + t * cols, cols);
+        }
     }
     be->nonfinite += bad;
     return true;

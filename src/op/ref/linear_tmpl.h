@@ -77,24 +77,28 @@ static void embed_forward(nb_backend *be, nb_view out, const nb_linear *w, const
     free(v);
 }
 
-/* to [C] = row t of x through the act format. */
-static void load_row(nb_backend *be, REAL *to, nb_view x, int64_t t, const nb_format *act,
-                     float *tmp)
+/* to [n_rows, C] = rows of x from t on, whole tiles of them, through the act format; tmp: as to. */
+static void load_rows(nb_backend *be, REAL *to, nb_view x, int64_t t, int64_t n_rows,
+                      const nb_format *act, float *tmp)
 {
-    memcpy(to, row(x, t), (size_t)x.cols * sizeof *to);
+    int64_t cols = x.cols;
+    for (int64_t r = 0; r < n_rows; r++) {
+        memcpy(to + r * cols, row(x, t + r), (size_t)cols * sizeof *to);
+    }
     if (!act || !nb_format_is_quantized(act)) return;
-    for (int64_t c = 0; c < x.cols; c++) tmp[c] = (float)to[c];
-    be->nonfinite += nb_fake_quant_row(act, tmp, x.cols, tmp);
-    for (int64_t c = 0; c < x.cols; c++) to[c] = tmp[c];
+    for (int64_t i = 0; i < n_rows * cols; i++) tmp[i] = (float)to[i];
+    be->nonfinite += nb_fake_quant_rows(act, tmp, cols, n_rows, cols, tmp, cols);
+    for (int64_t i = 0; i < n_rows * cols; i++) to[i] = tmp[i];
 }
 
 /* q [T, M] = operands made of x: through the act format and the compute type. */
 static void quantize_input(nb_backend *be, REAL *q, nb_view x, const nb_format *act, float *tmp)
 {
-    for (int64_t t = 0; t < x.rows; t++) {
-        REAL *to = q + t * x.cols;
-        load_row(be, to, x, t, act, tmp);
-        for (int64_t c = 0; c < x.cols; c++) to[c] = operand(be, to[c]);
+    int64_t tile = nb_tile_rows(act);
+    for (int64_t t = 0; t < x.rows; t += tile) {
+        int64_t n = nb_min_i64(tile, x.rows - t);
+        load_rows(be, q + t * x.cols, x, t, n, act, tmp);
+        for (int64_t i = t * x.cols; i < (t + n) * x.cols; i++) q[i] = operand(be, q[i]);
     }
 }
 
@@ -196,7 +200,7 @@ static void linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
 {
     assert(out.rows == x.rows && x.cols == w->w.n_in && out.cols == w->w.n_out);
     REAL *q = malloc((size_t)(x.rows * x.cols + 1) * sizeof *q);
-    float *v = malloc((size_t)(x.cols + 1) * sizeof *v);
+    float *v = malloc((size_t)(nb_tile_rows(&w->act) * x.cols + 1) * sizeof *v);
     if (q && v) {
         quantize_input(be, q, x, &w->act, v);
         if (nb_dialect_is_pair(&w->w.format, &w->act)) {
@@ -212,18 +216,25 @@ static void linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
     free(v);
 }
 
+static void add_gram(nb_view out, const REAL *q)
+{
+    for (int64_t i = 0; i < out.cols; i++) {
+        for (int64_t j = i; j < out.cols; j++) row(out, i)[j] += q[i] * q[j];
+    }
+}
+
 static void gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act)
 {
     assert(out.rows == x.cols && out.cols == x.cols);
-    size_t bytes = (size_t)(x.cols + 1) * sizeof(REAL);
+    int64_t tile = nb_tile_rows(act), C = x.cols;
+    size_t bytes = (size_t)(tile * C + 1) * sizeof(REAL);
     float *tmp = malloc(bytes);
     REAL *q = malloc(bytes);
     if (!tmp || !q) nb_fault_set_memory(fault(be), "gram", bytes);
-    for (int64_t t = 0; tmp && q && t < x.rows; t++) {
-        load_row(be, q, x, t, act, tmp);
-        for (int64_t i = 0; i < x.cols; i++) {
-            for (int64_t j = i; j < x.cols; j++) row(out, i)[j] += q[i] * q[j];
-        }
+    for (int64_t t = 0; tmp && q && t < x.rows; t += tile) {
+        int64_t n = nb_min_i64(tile, x.rows - t);
+        load_rows(be, q, x, t, n, act, tmp);
+        for (int64_t r = 0; r < n; r++) add_gram(out, q + r * C);
     }
     free(tmp);
     free(q);
