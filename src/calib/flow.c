@@ -10,20 +10,18 @@ struct nb_flow {
     nb_config cfg;
     const nb_samples *samples;
     nb_workspace *ws;
-    nb_buffer *keys, *values; /* of one window: every window starts at position 0 */
     nb_view rope;
     nb_buffer *x[2]; /* [n * seqlen, C]: SOURCE, STORED */
     nb_buffer *copy; /* [seqlen, C]: a window whose states must stay */
     float *host[2];  /* [seqlen, C] */
 };
 
-static int64_t kv_width(const nb_config *cfg) { return (int64_t)cfg->n_kv_heads * cfg->head_dim; }
-
 int64_t nb_flow_bytes(const nb_config *cfg, int n_samples, int seqlen)
 {
     int64_t hidden = (int64_t)seqlen * cfg->n_embd;
     int64_t wide = (int64_t)cfg->n_heads * cfg->head_dim + 2 * (int64_t)cfg->n_ffn;
-    int64_t scratch = (int64_t)seqlen * (2 * cfg->n_embd + 2 * wide + 2 * kv_width(cfg));
+    int64_t kv = (int64_t)cfg->n_kv_heads * cfg->head_dim; /* as made, and as kept */
+    int64_t scratch = (int64_t)seqlen * (2 * cfg->n_embd + 2 * wide + 4 * kv);
     return 4 * (2 * n_samples * hidden + 3 * hidden + scratch);
 }
 
@@ -32,8 +30,6 @@ static nb_status create_buffers(nb_flow *f, nb_error *err)
     const nb_ops *op = f->be->ops;
     int64_t seqlen = f->samples->seqlen, hidden = seqlen * f->cfg.n_embd;
     NB_TRY(nb_workspace_create(f->be, &f->cfg, seqlen, &f->ws, err));
-    NB_TRY(op->buffer_create(f->be, seqlen * kv_width(&f->cfg), &f->keys, err));
-    NB_TRY(op->buffer_create(f->be, seqlen * kv_width(&f->cfg), &f->values, err));
     NB_TRY(op->buffer_create(f->be, hidden, &f->copy, err));
     NB_TRY(nb_rope_table(f->be, &f->cfg, seqlen, &f->rope, err));
     for (int i = 0; i < 2; i++) {
@@ -65,7 +61,7 @@ nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
 void nb_flow_free(nb_flow *f)
 {
     if (!f) return;
-    nb_buffer *const all[] = {f->keys, f->values, f->rope.buf, f->x[SOURCE], f->x[STORED], f->copy};
+    nb_buffer *const all[] = {f->rope.buf, f->x[SOURCE], f->x[STORED], f->copy};
     for (size_t i = 0; i < NB_COUNT(all); i++) f->be->ops->buffer_free(f->be, all[i]);
     nb_workspace_free(f->ws);
     free(f->host[SOURCE]);
@@ -111,9 +107,9 @@ static nb_status forward(nb_flow *f, int which, bool keep, const nb_host_block *
 {
     nb_block *block;
     NB_TRY(nb_block_create(f->be, &f->cfg, host, &block, err));
-    nb_kv kv = {nb_view_of(f->keys, f->samples->seqlen, kv_width(&f->cfg)),
-                nb_view_of(f->values, f->samples->seqlen, kv_width(&f->cfg))};
-    nb_status st = NB_OK;
+    nb_kv *kv; /* of one window: every window starts at position 0 */
+    nb_kv_desc d = nb_block_kv(block, f->samples->seqlen);
+    nb_status st = f->be->ops->kv_create(f->be, &d, &kv, err);
     for (int i = 0; st == NB_OK && i < f->samples->n; i++) {
         nb_view x = window(f, which, i);
         if (keep) {
@@ -125,6 +121,7 @@ static nb_status forward(nb_flow *f, int which, bool keep, const nb_host_block *
         st = f->be->ops->sync(f->be, err);
         if (st == NB_OK) st = tick(user);
     }
+    f->be->ops->kv_free(f->be, kv);
     nb_block_free(block);
     return st;
 }
