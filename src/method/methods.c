@@ -4,13 +4,17 @@
 
 #include "method/method.h"
 
+extern const nb_method nb_method_awq;
+extern const nb_method nb_method_awq_clip;
 extern const nb_method nb_method_gptq;
 extern const nb_method nb_method_minmax;
 extern const nb_method nb_method_mse;
 extern const nb_method nb_method_nearest;
+extern const nb_method nb_method_smooth;
 
 const nb_method *const nb_methods[] = {
-    &nb_method_minmax, &nb_method_mse, &nb_method_nearest, &nb_method_gptq, NULL,
+    &nb_method_smooth,   &nb_method_awq,     &nb_method_minmax, &nb_method_mse,
+    &nb_method_awq_clip, &nb_method_nearest, &nb_method_gptq,   NULL,
 };
 
 nb_status nb_method_find(const nb_method **out, const char *name, nb_error *err)
@@ -65,6 +69,7 @@ nb_status nb_job_run(nb_job *job, const nb_step *steps, int n_steps, nb_error *e
     NB_TRY(check_finite(job, "of the source", err));
     for (int i = 0; i < n_steps; i++) {
         const nb_method *m = steps[i].method;
+        if (!m->run) continue; /* a step on the block: done before */
         job->option = steps[i].option;
         NB_TRY(m->run(job, err));
         if (m->kind == NB_STEP_TRANSFORM) NB_TRY(check_finite(job, "transformed", err));

@@ -14,6 +14,7 @@
 #include "token/token.h"
 
 typedef struct nb_family nb_family;
+struct json_t;
 
 typedef enum nb_rope_scaling { NB_ROPE_NONE, NB_ROPE_LINEAR, NB_ROPE_LLAMA3 } nb_rope_scaling;
 
@@ -41,6 +42,9 @@ typedef struct nb_config {
 /* Linears of a block; OPT's fc1 and fc2 are UP and DOWN, without GATE. */
 typedef enum nb_role { NB_Q, NB_K, NB_V, NB_O, NB_GATE, NB_UP, NB_DOWN, NB_N_ROLES } nb_role;
 extern const char *const nb_role_names[NB_N_ROLES]; /* "q", "k", ... for reports */
+/* Linears with one input: the role that stands for it, NB_Q (q, k, v), NB_O, NB_UP (gate, up),
+ * NB_DOWN. */
+extern const nb_role nb_role_input[NB_N_ROLES];
 
 typedef enum nb_norm_role {
     NB_NORM_ATTN,
@@ -86,6 +90,11 @@ typedef struct nb_host_ends {
 typedef struct nb_source nb_source;
 
 nb_status nb_source_open(nb_source **out, const char *path, nb_error *err);
+/* One weight file of a nibble directory that is still being made of `original`: its blocks or ends
+ * as the finished directory gives them. quantization: what its config.json will have under
+ * quantization_config. */
+nb_status nb_source_open_part(nb_source **out, const char *path, const nb_source *original,
+                              const struct json_t *quantization, nb_error *err);
 void nb_source_close(nb_source *s);
 const nb_config *nb_source_config(const nb_source *s);
 const nb_checkpoint *nb_source_checkpoint(const nb_source *s);
@@ -113,6 +122,8 @@ nb_status nb_source_config_json(const nb_source *s, char **json, nb_error *err);
 /* Format word by module name of the quantized linears of a nibble directory; family NULL if the
  * module is not quantized. */
 nb_format nb_source_format(const nb_source *s, const char *module);
+/* Formats of attention, the same in every block; all of them without family: none. */
+const nb_attn_formats *nb_source_attn(const nb_source *s);
 
 /* ---- blocks on a device ------------------------------------------------------------------- */
 
@@ -130,7 +141,7 @@ nb_status nb_workspace_create(nb_backend *be, const nb_config *cfg, int64_t n_to
 void nb_workspace_free(nb_workspace *ws);
 
 /* Shown what enters the linears of a block, before any act format. Linears with one input are shown
- * once, as NB_Q (for q, k, v), NB_O, NB_UP (and gate), NB_DOWN. NULL: nobody looks. */
+ * once, as nb_role_input. NULL: nobody looks. */
 typedef void (*nb_observe_fn)(void *user, nb_role role, nb_view x);
 void nb_workspace_observe(nb_workspace *ws, nb_observe_fn observe, void *user);
 

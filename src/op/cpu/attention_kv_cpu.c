@@ -46,10 +46,12 @@ typedef struct tile {
 
 static int64_t rows_of(const job *j) { return j->group * j->tokens; }
 
+/* Lays the pieces of a tile out; returns their bytes. base NULL: only measures. */
 static size_t place_tile(const job *j, char *base, tile *t)
 {
     size_t rows = (size_t)rows_of(j), D = (size_t)j->a->head_dim;
     size_t s = rows * (size_t)j->n_keys * sizeof(float), q = nb_align_up(rows * D * sizeof(float), 64);
+    *t = (tile){0};
     if (base) *t = (tile){(float *)base, (float *)(base + s), (float *)(base + s + q)};
     return s + 2 * q;
 }
