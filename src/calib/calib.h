@@ -11,13 +11,22 @@
 
 #define NB_MAX_STEPS 8
 
+/* Formats of one linear of every block; word empty: as the recipe says of all. */
+typedef struct nb_role_formats {
+    nb_format weights, acts;
+} nb_role_formats;
+
 typedef struct nb_recipe {
     char name[64];
     nb_format weights, acts, kv, embedding; /* family NULL: leave alone */
+    nb_format keys, query, probs;           /* of attention; word empty: keys as kv, others alone */
+    nb_role_formats linear[NB_N_ROLES];
     nb_step steps[NB_MAX_STEPS];
     int n_steps;
     int samples, seqlen, epochs, batch;
     int64_t seed;
+    bool sequential; /* statistics again behind q, k, v, behind o, and behind gate, up */
+    bool fp_stats;   /* calib_acts: fp. Statistics and hidden states without online quantizers */
 } nb_recipe;
 
 /* "custom": minmax and nearest without formats: what a recipe or options then fill. */
@@ -27,8 +36,19 @@ nb_status nb_recipe_parse(nb_recipe *r, const char *yaml, size_t n_bytes, nb_err
 /* Options over the recipe, then what must hold as a whole. */
 nb_status nb_recipe_override(nb_recipe *r, const nb_quantize_options *opt, nb_error *err);
 nb_status nb_recipe_check(const nb_recipe *r, nb_error *err);
-/* What its steps need, NB_NEED_...; nothing where the weights are only converted. */
+
+/* Formats of one linear of every block. Inputs of linears that are only converted stay as they
+ * are, unless the recipe names that linear's own. */
+const nb_format *nb_recipe_weights(const nb_recipe *r, nb_role role);
+nb_format nb_recipe_act(const nb_recipe *r, nb_role role);
+nb_attn_formats nb_recipe_attn(const nb_recipe *r);
+/* False: the weights of the blocks are only converted, and no step runs. */
+bool nb_recipe_quantizes(const nb_recipe *r);
+/* What its steps on single linears, and those on a whole block, need: NB_NEED_... */
 unsigned nb_recipe_needs(const nb_recipe *r);
+unsigned nb_recipe_block_needs(const nb_recipe *r);
+bool nb_recipe_has_block_steps(const nb_recipe *r);
+
 /* Canonical YAML; parsing it gives the same recipe. malloc'ed. */
 nb_status nb_recipe_write(const nb_recipe *r, char **yaml, size_t *n_bytes, nb_error *err);
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "calib/clipped.h"
 #include "format/half.h"
 
 nb_format nb_convert_default(const nb_matrix *in)
@@ -81,6 +82,7 @@ static float *load_rows(const nb_convert *c, const nb_matrix *in, int64_t row0, 
 
 typedef struct error_sum {
     double error, power;
+    int64_t clipped;
 } error_sum;
 
 /* Sums per row, then in the order of the rows: the same for any number of threads. */
@@ -172,7 +174,11 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
     job.clip_lo = nb_arena_alloc(c->scratch, n_clips, sizeof(float));
     job.clip_hi = nb_arena_alloc(c->scratch, n_clips, sizeof(float));
     if (!job.clip_lo || !job.clip_hi) return nb_fail_memory(err, name, n_clips * sizeof(float));
-    for (size_t i = 0; i < n_clips; i++) job.clip_lo[i] = job.clip_hi[i] = 1;
+    size_t at = (size_t)row0 * (n_clips / (size_t)n);
+    for (size_t i = 0; i < n_clips; i++) {
+        job.clip_lo[i] = c->clip_lo ? c->clip_lo[at + i] : 1;
+        job.clip_hi[i] = c->clip_hi ? c->clip_hi[at + i] : 1;
+    }
     NB_TRY(nb_job_run(&job, c->recipe->steps, c->recipe->n_steps, err));
     info->loss = job.loss;
     memcpy(info->note, job.note, sizeof info->note);
@@ -190,6 +196,7 @@ static nb_status convert_rows(const nb_convert *c, const char *name, const nb_ma
     if (!w) return nb_fail_memory(err, name, (size_t)(n * in->n_in) * sizeof *w);
     if (nb_format_is_quantized(&out->format)) {
         NB_TRY(quantize_rows(c, name, w, out, row0, n, plane, info, err));
+        NB_TRY(nb_clipped_add(out, w, row0, n, c->threads, &sum->clipped, err));
     } else {
         NB_TRY(store_rows(c, name, w, out, row0, n, plane[0], err));
     }
@@ -200,7 +207,7 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
                             const nb_format *format, bool by_rows, nb_matrix *out,
                             nb_convert_info *info, nb_error *err)
 {
-    *info = (nb_convert_info){.loss = -1};
+    *info = (nb_convert_info){.loss = -1, .clipped = -1};
     *out = (nb_matrix){.format = *format, .n_out = in->n_out, .n_in = in->n_in};
     bool plain = !nb_format_is_quantized(&in->format);
     if (plain && !nb_format_is_quantized(format) && in->format.variant == format->variant) {
@@ -223,5 +230,8 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
     }
     nb_arena_reset(c->scratch);
     info->error = sum.power > 0 ? sum.error / sum.power : 0;
+    if (nb_format_is_quantized(format)) {
+        info->clipped = (double)sum.clipped / ((double)in->n_out * (double)in->n_in);
+    }
     return st;
 }

@@ -9,13 +9,15 @@ typedef struct nb_convert {
     nb_arena *arena;         /* of the planes made */
     nb_arena *scratch;       /* reset by every call */
     int threads;
-    const float *hessian;    /* of the linear's input, for steps that need it, or NULL */
-    const float *importance; /* [n_in]: its diagonal, or NULL */
+    const float *hessian;           /* of the linear's input, for steps that need it, or NULL */
+    const float *importance;        /* [n_in]: its diagonal, or NULL */
+    const float *clip_lo, *clip_hi; /* [n_out, groups] of a step on the block, or NULL: all 1 */
 } nb_convert;
 
 /* What is told of a matrix. */
 typedef struct nb_convert_info {
     double error;   /* sum (w - w')^2 / sum w^2 */
+    double clipped; /* share of the weights beyond the grid of their group; < 0: no grid */
     double loss;    /* nb_job's */
     char note[128]; /* nb_job's */
 } nb_convert_info;

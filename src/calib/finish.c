@@ -66,18 +66,19 @@ static nb_status write_index(const nb_calib *c, nb_error *err)
 
 /* ---- config.json -------------------------------------------------------------------------- */
 
-/* Format word by module, of what is quantized; NULL when memory is out. */
-static json_t *module_words(const nb_calib *c)
+/* Of the matrices in these lines of the journal: the word under `key` ("format", "act") by module;
+ * plain formats are left out where `quantized`. NULL when memory is out. */
+static json_t *words_by_module(const json_t *lines, const char *key, bool quantized)
 {
     json_t *modules = json_object(), *shard, *linear;
     size_t i, k;
-    json_array_foreach (c->dir.journal.shards, i, shard) {
+    json_array_foreach (lines, i, shard) {
         json_array_foreach (json_object_get(shard, "linears"), k, linear) {
             nb_format f;
-            json_t *word = json_object_get(linear, "format");
+            json_t *word = json_object_get(linear, key);
             const char *name = json_string_value(json_object_get(linear, "name"));
-            if (nb_format_parse(&f, json_string_value(word), NULL) != NB_OK) continue;
-            if (!nb_format_is_quantized(&f)) continue;
+            if (!word || nb_format_parse(&f, json_string_value(word), NULL) != NB_OK) continue;
+            if (quantized && !nb_format_is_quantized(&f)) continue;
             if (json_object_set(modules, name, word) == 0) continue;
             json_decref(modules);
             return NULL;
@@ -86,17 +87,62 @@ static json_t *module_words(const nb_calib *c)
     return modules;
 }
 
-static json_t *quantization_config(const nb_calib *c, json_t *modules)
+static json_t *bias_names(const json_t *lines)
 {
-    const nb_recipe *r = &c->recipe;
-    return json_pack("{s:s,s:i,s:s,s:s,s:s,s:s,s:I,s:o}", "quant_method", "nibble",
-                     "format_version", 1, "recipe", r->name, "weights", r->weights.word, "acts",
-                     r->acts.word, "kv", r->kv.word, "source_bytes",
-                     (json_int_t)nb_checkpoint_bytes(nb_source_checkpoint(c->source)), "modules",
-                     modules);
+    json_t *names = json_array(), *shard;
+    size_t i;
+    json_array_foreach (lines, i, shard) {
+        json_t *some = json_object_get(shard, "biases");
+        if (some && json_array_extend(names, some) != 0) {
+            json_decref(names);
+            return NULL;
+        }
+    }
+    return names;
 }
 
-/* A model whose linears were only converted is an ordinary one: no quantization_config. */
+/* Takes the reference to `value` over: into *root unless it is empty. */
+static bool set_filled(json_t *root, const char *key, json_t *value)
+{
+    bool empty = json_object_size(value) == 0 && json_array_size(value) == 0;
+    if (value && !empty) return json_object_set_new(root, key, value) == 0;
+    json_decref(value);
+    return value != NULL;
+}
+
+static bool set_word(json_t *root, const char *key, const nb_format *f)
+{
+    return !*f->word || json_object_set_new(root, key, json_string(f->word)) == 0;
+}
+
+json_t *nb_finish_quantization(const nb_calib *c, const json_t *lines)
+{
+    const nb_recipe *r = &c->recipe;
+    json_t *q = json_pack("{s:s,s:i,s:s,s:s,s:s,s:s,s:I,s:o}", "quant_method", "nibble",
+                          "format_version", 1, "recipe", r->name, "weights", r->weights.word,
+                          "acts", r->acts.word, "kv", r->kv.word, "source_bytes",
+                          (json_int_t)nb_checkpoint_bytes(nb_source_checkpoint(c->source)),
+                          "modules", words_by_module(lines, "format", true));
+    if (q && set_filled(q, "act_modules", words_by_module(lines, "act", false)) &&
+        set_filled(q, "biases", bias_names(lines)) && set_word(q, "keys", &r->keys) &&
+        set_word(q, "query", &r->query) && set_word(q, "probs", &r->probs)) {
+        return q;
+    }
+    json_decref(q);
+    return NULL;
+}
+
+/* True where a reader must do something that an ordinary model's reader does not. */
+static bool says_anything(const nb_recipe *r, const json_t *q)
+{
+    nb_attn_formats a = nb_recipe_attn(r);
+    return json_object_size(json_object_get(q, "modules")) > 0 ||
+           json_object_get(q, "act_modules") || nb_format_is_quantized(&a.q) ||
+           nb_format_is_quantized(&a.k) || nb_format_is_quantized(&a.v) ||
+           nb_format_is_quantized(&a.p);
+}
+
+/* A model that was only converted is an ordinary one: no quantization_config. */
 static nb_status write_config(const nb_calib *c, nb_error *err)
 {
     char *text;
@@ -107,13 +153,12 @@ static nb_status write_config(const nb_calib *c, nb_error *err)
         json_decref(root);
         return nb_fail(err, NB_EINPUT, "config.json: expected an object");
     }
-    json_t *modules = module_words(c);
-    bool failed = !modules;
-    if (modules && json_object_size(modules) > 0) {
-        failed = json_object_set_new(root, "quantization_config", quantization_config(c, modules));
-    } else {
-        json_decref(modules);
+    json_t *q = nb_finish_quantization(c, c->dir.journal.shards);
+    bool failed = !q;
+    if (q && says_anything(&c->recipe, q)) {
+        failed = json_object_set(root, "quantization_config", q) != 0;
     }
+    json_decref(q);
     if (failed) {
         json_decref(root);
         root = NULL;

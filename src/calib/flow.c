@@ -3,41 +3,40 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { SOURCE, STORED };
+enum { SOURCE, STORED, TARGET };
 
 struct nb_flow {
     nb_backend *be;
     nb_config cfg;
     const nb_samples *samples;
     nb_workspace *ws;
-    nb_buffer *keys, *values; /* of one window: every window starts at position 0 */
     nb_view rope;
-    nb_buffer *x[2]; /* [n * seqlen, C]: SOURCE, STORED */
+    nb_buffer *x[3]; /* [n * seqlen, C]: SOURCE, STORED, TARGET (or NULL) */
     nb_buffer *copy; /* [seqlen, C]: a window whose states must stay */
     float *host[2];  /* [seqlen, C] */
+    bool ahead;      /* the source's states are through the block: in TARGET, or moved on */
 };
 
-static int64_t kv_width(const nb_config *cfg) { return (int64_t)cfg->n_kv_heads * cfg->head_dim; }
-
-int64_t nb_flow_bytes(const nb_config *cfg, int n_samples, int seqlen)
+int64_t nb_flow_bytes(const nb_config *cfg, int n_samples, int seqlen, bool target)
 {
     int64_t hidden = (int64_t)seqlen * cfg->n_embd;
     int64_t wide = (int64_t)cfg->n_heads * cfg->head_dim + 2 * (int64_t)cfg->n_ffn;
-    int64_t scratch = (int64_t)seqlen * (2 * cfg->n_embd + 2 * wide + 2 * kv_width(cfg));
-    return 4 * (2 * n_samples * hidden + 3 * hidden + scratch);
+    int64_t kv = (int64_t)cfg->n_kv_heads * cfg->head_dim; /* as made, and as kept */
+    int64_t scratch = (int64_t)seqlen * (2 * cfg->n_embd + 2 * wide + 4 * kv);
+    return 4 * ((target ? 3 : 2) * n_samples * hidden + 3 * hidden + scratch);
 }
 
-static nb_status create_buffers(nb_flow *f, nb_error *err)
+static nb_status create_buffers(nb_flow *f, bool target, nb_error *err)
 {
     const nb_ops *op = f->be->ops;
     int64_t seqlen = f->samples->seqlen, hidden = seqlen * f->cfg.n_embd;
     NB_TRY(nb_workspace_create(f->be, &f->cfg, seqlen, &f->ws, err));
-    NB_TRY(op->buffer_create(f->be, seqlen * kv_width(&f->cfg), &f->keys, err));
-    NB_TRY(op->buffer_create(f->be, seqlen * kv_width(&f->cfg), &f->values, err));
     NB_TRY(op->buffer_create(f->be, hidden, &f->copy, err));
     NB_TRY(nb_rope_table(f->be, &f->cfg, seqlen, &f->rope, err));
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < (target ? 3 : 2); i++) {
         NB_TRY(op->buffer_create(f->be, f->samples->n * hidden, &f->x[i], err));
+    }
+    for (int i = 0; i < 2; i++) {
         f->host[i] = malloc((size_t)hidden * sizeof(float));
         if (!f->host[i]) return nb_fail_memory(err, "hidden states", (size_t)hidden * 4);
     }
@@ -45,7 +44,7 @@ static nb_status create_buffers(nb_flow *f, nb_error *err)
 }
 
 nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
-                         const nb_samples *samples, nb_error *err)
+                         const nb_samples *samples, bool target, nb_error *err)
 {
     *out = NULL;
     nb_flow *f = calloc(1, sizeof *f);
@@ -53,7 +52,7 @@ nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
     f->be = be;
     f->cfg = *cfg;
     f->samples = samples;
-    nb_status st = create_buffers(f, err);
+    nb_status st = create_buffers(f, target, err);
     if (st != NB_OK) {
         nb_flow_free(f);
         return st;
@@ -65,7 +64,7 @@ nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
 void nb_flow_free(nb_flow *f)
 {
     if (!f) return;
-    nb_buffer *const all[] = {f->keys, f->values, f->rope.buf, f->x[SOURCE], f->x[STORED], f->copy};
+    nb_buffer *const all[] = {f->rope.buf, f->x[SOURCE], f->x[STORED], f->x[TARGET], f->copy};
     for (size_t i = 0; i < NB_COUNT(all); i++) f->be->ops->buffer_free(f->be, all[i]);
     nb_workspace_free(f->ws);
     free(f->host[SOURCE]);
@@ -105,26 +104,28 @@ nb_status nb_flow_begin(nb_flow *f, const nb_host_ends *source, const nb_host_en
     return embed(f, STORED, stored, err);
 }
 
-/* keep: the hidden states are not moved on. */
-static nb_status forward(nb_flow *f, int which, bool keep, const nb_host_block *host,
-                         nb_flow_tick tick, void *user, nb_error *err)
+/* Every window of `from` through the block, into the same window of `to`; to -1: into a copy that
+ * is dropped. */
+static nb_status forward(nb_flow *f, int from, int to, const nb_host_block *host, nb_flow_tick tick,
+                         void *user, nb_error *err)
 {
     nb_block *block;
     NB_TRY(nb_block_create(f->be, &f->cfg, host, &block, err));
-    nb_kv kv = {nb_view_of(f->keys, f->samples->seqlen, kv_width(&f->cfg)),
-                nb_view_of(f->values, f->samples->seqlen, kv_width(&f->cfg))};
-    nb_status st = NB_OK;
+    nb_kv *kv; /* of one window: every window starts at position 0 */
+    nb_kv_desc d = nb_block_kv(block, f->samples->seqlen);
+    nb_status st = f->be->ops->kv_create(f->be, &d, &kv, err);
     for (int i = 0; st == NB_OK && i < f->samples->n; i++) {
-        nb_view x = window(f, which, i);
-        if (keep) {
-            nb_view copy = nb_view_of(f->copy, x.rows, x.cols);
-            f->be->ops->copy(f->be, copy, x);
-            x = copy;
+        nb_view x = window(f, from, i);
+        if (to != from) {
+            nb_view dst = to < 0 ? nb_view_of(f->copy, x.rows, x.cols) : window(f, to, i);
+            f->be->ops->copy(f->be, dst, x);
+            x = dst;
         }
         nb_block_forward(block, f->ws, x, kv, f->rope, 0);
         st = f->be->ops->sync(f->be, err);
         if (st == NB_OK) st = tick(user);
     }
+    f->be->ops->kv_free(f->be, kv);
     nb_block_free(block);
     return st;
 }
@@ -133,9 +134,32 @@ nb_status nb_flow_collect(nb_flow *f, const nb_host_block *block, nb_observe_fn 
                           void *observe_user, nb_flow_tick tick, void *user, nb_error *err)
 {
     nb_workspace_observe(f->ws, observe, observe_user);
-    nb_status st = forward(f, STORED, true, block, tick, user, err);
+    nb_status st = forward(f, STORED, -1, block, tick, user, err);
     nb_workspace_observe(f->ws, NULL, NULL);
     return st;
+}
+
+/* Where the source's states go on. */
+static int source_end(const nb_flow *f) { return f->x[TARGET] ? TARGET : SOURCE; }
+
+nb_status nb_flow_observe(nb_flow *f, const nb_host_block *block, bool keep, nb_observe_fn observe,
+                          void *observe_user, nb_flow_tick tick, void *user, nb_error *err)
+{
+    nb_workspace_observe(f->ws, observe, observe_user);
+    nb_status st = forward(f, SOURCE, keep ? -1 : source_end(f), block, tick, user, err);
+    nb_workspace_observe(f->ws, NULL, NULL);
+    if (!keep) f->ahead = true;
+    return st;
+}
+
+nb_flow_states nb_flow_look(const nb_flow *f)
+{
+    nb_flow_states s = {.n_windows = f->samples->n, .seqlen = f->samples->seqlen, .rope = f->rope};
+    int64_t rows = (int64_t)f->samples->n * f->samples->seqlen;
+    s.source = nb_view_of(f->x[SOURCE], rows, f->cfg.n_embd);
+    s.stored = nb_view_of(f->x[STORED], rows, f->cfg.n_embd);
+    if (f->x[TARGET]) s.target = nb_view_of(f->x[TARGET], rows, f->cfg.n_embd);
+    return s;
 }
 
 /* One thread, one order: the same sum for any number of threads. */
@@ -165,7 +189,13 @@ static nb_status output_error(nb_flow *f, int layer, double *out, nb_error *err)
 nb_status nb_flow_advance(nb_flow *f, const nb_host_block *source, const nb_host_block *stored,
                           nb_flow_tick tick, void *user, double *error, nb_error *err)
 {
-    NB_TRY(forward(f, SOURCE, false, source, tick, user, err));
-    NB_TRY(forward(f, STORED, false, stored, tick, user, err));
+    if (!f->ahead) NB_TRY(forward(f, SOURCE, source_end(f), source, tick, user, err));
+    f->ahead = false;
+    if (f->x[TARGET]) {
+        nb_buffer *behind = f->x[SOURCE];
+        f->x[SOURCE] = f->x[TARGET];
+        f->x[TARGET] = behind;
+    }
+    NB_TRY(forward(f, STORED, STORED, stored, tick, user, err));
     return output_error(f, source->layer, error, err);
 }

@@ -10,9 +10,9 @@ typedef struct nb_flow nb_flow;
 /* Asked between windows; anything but NB_OK ends the work. */
 typedef nb_status (*nb_flow_tick)(void *user);
 
-/* Backend and samples are borrowed. */
+/* Backend and samples are borrowed. target: room for the source block's output beside its input. */
 nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
-                         const nb_samples *samples, nb_error *err);
+                         const nb_samples *samples, bool target, nb_error *err);
 void nb_flow_free(nb_flow *f);
 
 /* Embeds all windows with the ends of the source and with the stored ones. */
@@ -25,11 +25,23 @@ nb_status nb_flow_begin(nb_flow *f, const nb_host_ends *source, const nb_host_en
 nb_status nb_flow_collect(nb_flow *f, const nb_host_block *block, nb_observe_fn observe,
                           void *observe_user, nb_flow_tick tick, void *user, nb_error *err);
 
+/* The same with the source's own hidden states. They go on through the block, which nb_flow_advance
+ * then leaves out, into the target where the flow has one; with `keep` they stay. */
+nb_status nb_flow_observe(nb_flow *f, const nb_host_block *block, bool keep, nb_observe_fn observe,
+                          void *observe_user, nb_flow_tick tick, void *user, nb_error *err);
+
+/* What the flow holds at one block: [n_windows * seqlen, C] each, and the rotary table. */
+typedef struct nb_flow_states {
+    int n_windows, seqlen;
+    nb_view source, stored, target, rope; /* target: buf NULL if there is none */
+} nb_flow_states;
+nb_flow_states nb_flow_look(const nb_flow *f);
+
 /* Through one block. *error: sum (q - fp)^2 / sum fp^2 over its outputs. */
 nb_status nb_flow_advance(nb_flow *f, const nb_host_block *source, const nb_host_block *stored,
                           nb_flow_tick tick, void *user, double *error, nb_error *err);
 
 /* Bytes that a flow takes, without the block on the device. */
-int64_t nb_flow_bytes(const nb_config *cfg, int n_samples, int seqlen);
+int64_t nb_flow_bytes(const nb_config *cfg, int n_samples, int seqlen, bool target);
 
 #endif

@@ -1,5 +1,6 @@
 /* X^T X of the inputs of one block's linears, summed over the calibration windows: what steps with
- * NB_NEED_HESSIAN read. One matrix serves the linears that share an input (q, k, v; gate, up). */
+ * NB_NEED_HESSIAN read. One matrix serves the linears that share an input and its format (q, k, v;
+ * gate, up). */
 #ifndef NB_CALIB_GRAM_H
 #define NB_CALIB_GRAM_H
 
@@ -7,20 +8,23 @@
 
 typedef struct nb_grams nb_grams;
 
-/* Zeros for every input of the block; act: the format that its linears put before them. */
+/* Zeros for the inputs of those linears of the block that are in `roles` (bits 1 << nb_role), which
+ * come through the linears' own formats. */
 nb_status nb_grams_create(nb_grams **out, nb_backend *be, const nb_host_block *block,
-                          const nb_format *act, nb_error *err);
+                          unsigned roles, nb_error *err);
 void nb_grams_free(nb_grams *g);
 
 /* An nb_observe_fn; user: the nb_grams. One call per window and input. */
 void nb_grams_observe(void *user, nb_role role, nb_view x);
 
-/* *hessian [n_in, n_in] = 2/n X^T X (upper triangle) for the input of `role`, n windows seen, and
+/* *hessian [n_in, n_in] = 2/n X^T X (upper triangle) of the input of `role`, n windows seen, and
  * its diagonal [n_in]. Valid until the next call. */
 nb_status nb_grams_take(nb_grams *g, nb_role role, const float **hessian, const float **diagonal,
                         nb_error *err);
 
-/* Bytes on the device and on the host that the widest block of a model takes. */
+/* Bytes on the device and on the host that a block takes whose inputs each have one format. */
 int64_t nb_grams_bytes(const nb_config *cfg);
+
+#define NB_ALL_ROLES ((1u << NB_N_ROLES) - 1)
 
 #endif

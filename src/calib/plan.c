@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "base/size.h"
+#include "calib/block_steps.h"
 #include "calib/convert.h"
 #include "calib/flow.h"
 #include "calib/gram.h"
@@ -39,8 +40,9 @@ static int64_t header_bytes(const nb_format *f, int64_t n_in)
 }
 
 typedef struct block_size {
-    int64_t source, weights, planes, other; /* other: biases, norms, header */
-    int64_t largest;                        /* weights of the largest linear    */
+    int64_t source, weights, planes, other; /* other: biases, norms, header    */
+    int64_t largest;                        /* weights of the largest linear   */
+    int64_t quantized, quantized_bytes;     /* weights that are, and their planes */
 } block_size;
 
 static block_size measure_block(const nb_host_block *b, const nb_recipe *recipe)
@@ -53,8 +55,12 @@ static block_size measure_block(const nb_host_block *b, const nb_recipe *recipe)
         s.source += nb_matrix_bytes(&l->w);
         s.weights += n;
         s.largest = nb_max_i64(s.largest, n);
-        s.planes += l->w.n_out * nb_format_row_bytes(&recipe->weights, l->w.n_in);
-        s.other += vector_bytes(l->bias, l->w.n_out) + header_bytes(&recipe->weights, l->w.n_in);
+        const nb_format *f = nb_recipe_weights(recipe, (nb_role)r);
+        int64_t planes = l->w.n_out * nb_format_row_bytes(f, l->w.n_in);
+        s.planes += planes;
+        s.quantized += nb_format_is_quantized(f) ? n : 0;
+        s.quantized_bytes += nb_format_is_quantized(f) ? planes : 0;
+        s.other += vector_bytes(l->bias, l->w.n_out) + header_bytes(f, l->w.n_in);
     }
     for (int r = 0; r < NB_N_NORMS; r++) s.other += norm_bytes(&b->norm[r]);
     return s;
@@ -79,6 +85,23 @@ static void measure_ends(const nb_host_ends *e, const nb_recipe *recipe, int64_t
     }
 }
 
+/* A block at work: its pages, what is made of them, the largest linear in fp32 with its clip
+ * ratios, and the file just written, whose pages are read for the checksum; then its way through
+ * the calibration text. */
+static int64_t block_memory(const block_size *b, const nb_config *cfg, const nb_recipe *recipe,
+                            bool calibrated)
+{
+    int64_t work = b->source + 2 * b->planes + b->other + 5 * b->largest;
+    work += nb_block_steps_bytes(recipe, cfg, b->weights);
+    if (!calibrated) return work;
+    if (nb_recipe_needs(recipe) & NB_NEED_HESSIAN) {
+        /* the largest linear is the widest input's; its factor in double and in fp32 */
+        int64_t widest = nb_max_i64(cfg->n_ffn, cfg->n_embd);
+        work += nb_grams_bytes(cfg) + 12 * widest * widest;
+    }
+    return nb_max_i64(work, b->source + b->planes + b->other + 4 * b->weights);
+}
+
 nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *recipe,
                        bool calibrated, nb_arena *arena, nb_error *err)
 {
@@ -93,25 +116,13 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
     measure_ends(&ends, recipe, &ends_stored, &ends_made);
     nb_arena_reset(arena);
 
-    *p = (nb_plan){.n_shards = cfg->n_layers + 1};
-    bool quantized = nb_format_is_quantized(&recipe->weights);
-    p->n_quantized = quantized ? n * b.weights : 0;
-    p->quantized_bytes = quantized ? n * b.planes : 0;
-    p->bytes = ends_stored + n * (b.planes + b.other);
-
-    /* A block at work: its pages, what is made of them, the largest linear in fp32 with its clip
-     * ratios, and the file just written, whose pages are read for the checksum. */
-    int64_t work = b.source + 2 * b.planes + b.other + 5 * b.largest;
-    int64_t forward = 0;
-    if (calibrated) {
-        forward = nb_flow_bytes(cfg, recipe->samples, recipe->seqlen);
-        if (nb_recipe_needs(recipe) & NB_NEED_HESSIAN) {
-            /* the largest linear is the widest input's; its factor in double and in fp32 */
-            work += nb_grams_bytes(cfg) +
-                    12 * nb_max_i64(cfg->n_ffn, cfg->n_embd) * nb_max_i64(cfg->n_ffn, cfg->n_embd);
-        }
-        work = nb_max_i64(work, b.source + b.planes + b.other + 4 * b.weights);
-    }
+    *p = (nb_plan){.n_shards = cfg->n_layers + 1,
+                   .n_quantized = n * b.quantized,
+                   .quantized_bytes = n * b.quantized_bytes,
+                   .bytes = ends_stored + n * (b.planes + b.other)};
+    int64_t work = block_memory(&b, cfg, recipe, calibrated), forward = 0;
+    bool target = nb_recipe_block_needs(recipe) & NB_NEED_STATES;
+    if (calibrated) forward = nb_flow_bytes(cfg, recipe->samples, recipe->seqlen, target);
     int64_t ends_work = ends_stored + ends_made + 5 * NB_CHUNK_ELEMS;
     p->memory = PROCESS_BYTES + forward + nb_max_i64(work, ends_work);
     return NB_OK;

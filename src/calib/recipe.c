@@ -26,10 +26,14 @@ const nb_recipe_field nb_recipe_fields[] = {
      .min = NB_FOR_WEIGHTS},
     {.key = "acts", .kind = NB_FIELD_FORMAT, .off = offsetof(nb_recipe, acts), .min = NB_FOR_ACTS},
     {.key = "kv", .kind = NB_FIELD_FORMAT, .off = offsetof(nb_recipe, kv), .min = NB_FOR_KV},
+    {.key = "keys", .kind = NB_FIELD_FORMAT, .off = offsetof(nb_recipe, keys), .min = NB_FOR_KV},
+    {.key = "query", .kind = NB_FIELD_FORMAT, .off = offsetof(nb_recipe, query), .min = NB_FOR_KV},
+    {.key = "probs", .kind = NB_FIELD_FORMAT, .off = offsetof(nb_recipe, probs), .min = NB_FOR_KV},
     {.key = "embedding",
      .kind = NB_FIELD_FORMAT,
      .off = offsetof(nb_recipe, embedding),
      .min = NB_FOR_WEIGHTS},
+    {.key = "linears", .kind = NB_FIELD_LINEARS},
     {.key = "method", .kind = NB_FIELD_STEPS},
     {.key = "samples",
      .kind = NB_FIELD_INT,
@@ -56,6 +60,14 @@ const nb_recipe_field nb_recipe_fields[] = {
      .off = offsetof(nb_recipe, seed),
      .min = 0,
      .max = UINT32_MAX},
+    {.key = "sequential",
+     .kind = NB_FIELD_CHOICE,
+     .off = offsetof(nb_recipe, sequential),
+     .choice = {"false", "true"}},
+    {.key = "calib_acts",
+     .kind = NB_FIELD_CHOICE,
+     .off = offsetof(nb_recipe, fp_stats),
+     .choice = {"quant", "fp"}},
     {0},
 };
 
@@ -114,6 +126,18 @@ static nb_status set_int(const nb_recipe_field *field, void *value, const char *
     return NB_OK;
 }
 
+static nb_status set_choice(const nb_recipe_field *field, bool *value, const char *text,
+                            nb_error *err)
+{
+    for (int i = 0; i < 2; i++) {
+        if (strcmp(text, field->choice[i]) != 0) continue;
+        *value = i == 1;
+        return NB_OK;
+    }
+    return nb_fail(err, NB_EUSAGE, "%s: expected %s or %s, found \"%.40s\"", field->key,
+                   field->choice[0], field->choice[1], text);
+}
+
 nb_status nb_recipe_add_step(nb_recipe *r, const char *name, nb_error *err)
 {
     nb_step step;
@@ -156,8 +180,76 @@ nb_status nb_recipe_set(nb_recipe *r, const nb_recipe_field *field, const char *
     case NB_FIELD_INT:
     case NB_FIELD_INT64:
         return set_int(field, value, text, err);
+    case NB_FIELD_CHOICE:
+        return set_choice(field, value, text, err);
+    case NB_FIELD_LINEARS:
+        break;
     }
-    return NB_OK;
+    return nb_fail(err, NB_EUSAGE, "%s: expected a mapping", field->key);
+}
+
+/* ---- single linears ---------------------------------------------------------------------- */
+
+nb_role nb_recipe_role(const char *name)
+{
+    static const struct {
+        const char *name;
+        nb_role role;
+    } names[] = {
+        {"q_proj", NB_Q},       {"k_proj", NB_K},       {"v_proj", NB_V},   {"o_proj", NB_O},
+        {"out_proj", NB_O},     {"gate_proj", NB_GATE}, {"up_proj", NB_UP}, {"fc1", NB_UP},
+        {"down_proj", NB_DOWN}, {"fc2", NB_DOWN},
+    };
+    for (size_t i = 0; i < NB_COUNT(names); i++) {
+        if (strcmp(names[i].name, name) == 0) return names[i].role;
+    }
+    int role = 0;
+    while (role < NB_N_ROLES && strcmp(nb_role_names[role], name) != 0) role++;
+    return (nb_role)role;
+}
+
+nb_status nb_recipe_set_role(nb_recipe *r, nb_role role, const char *key, const char *text,
+                             nb_error *err)
+{
+    bool acts = strcmp(key, "acts") == 0;
+    if (!acts && strcmp(key, "weights") != 0) {
+        return nb_fail(err, NB_EUSAGE,
+                       "linears: %s: unknown key \"%.40s\"; there are weights, acts",
+                       nb_role_names[role], key);
+    }
+    nb_format *f = acts ? &r->linear[role].acts : &r->linear[role].weights;
+    nb_status st = set_format(nb_recipe_field_find(key), f, text, err);
+    if (st == NB_OK && !acts && !f->family) {
+        st = nb_fail(err, NB_EUSAGE, "weights: \"none\"; say f16, bf16 or f32 to convert only");
+    }
+    return st == NB_OK ? NB_OK : nb_wrap(err, st, "linears: %s", nb_role_names[role]);
+}
+
+const nb_format *nb_recipe_weights(const nb_recipe *r, nb_role role)
+{
+    const nb_format *own = &r->linear[role].weights;
+    return *own->word ? own : &r->weights;
+}
+
+nb_format nb_recipe_act(const nb_recipe *r, nb_role role)
+{
+    const nb_format *own = &r->linear[role].acts;
+    if (*own->word) return *own;
+    return nb_format_is_quantized(nb_recipe_weights(r, role)) ? r->acts : (nb_format){0};
+}
+
+nb_attn_formats nb_recipe_attn(const nb_recipe *r)
+{
+    return (nb_attn_formats){
+        .q = r->query, .k = *r->keys.word ? r->keys : r->kv, .v = r->kv, .p = r->probs};
+}
+
+bool nb_recipe_quantizes(const nb_recipe *r)
+{
+    for (int i = 0; i < NB_N_ROLES; i++) {
+        if (nb_format_is_quantized(nb_recipe_weights(r, (nb_role)i))) return true;
+    }
+    return false;
 }
 
 /* ---- options ---------------------------------------------------------------------------- */
@@ -191,18 +283,23 @@ nb_status nb_recipe_override(nb_recipe *r, const nb_quantize_options *opt, nb_er
 
 /* ---- the whole --------------------------------------------------------------------------- */
 
+/* In the order of their kinds, those on a whole block before those on single linears. */
+static nb_status check_order(const nb_step *before, const nb_step *step, nb_error *err)
+{
+    const nb_method *a = before->method, *b = step->method;
+    if (b->kind >= a->kind && !(b->run_block && a->run)) return NB_OK;
+    return nb_fail(err, NB_EUSAGE,
+                   "method: \"%s\" cannot follow \"%s\": the order is transforms, clip, round, "
+                   "compensate, and steps on a whole block come first",
+                   b->name, a->name);
+}
+
 static nb_status check_steps(const nb_recipe *r, nb_error *err)
 {
     int count[4] = {0};
     for (int i = 0; i < r->n_steps; i++) {
-        const nb_method *m = r->steps[i].method;
-        count[m->kind]++;
-        if (i > 0 && m->kind < r->steps[i - 1].method->kind) {
-            return nb_fail(err, NB_EUSAGE,
-                           "method: \"%s\" cannot follow \"%s\": the order is transforms, clip, "
-                           "round, compensate",
-                           m->name, r->steps[i - 1].method->name);
-        }
+        count[r->steps[i].method->kind]++;
+        if (i > 0) NB_TRY(check_order(&r->steps[i - 1], &r->steps[i], err));
     }
     if (count[NB_STEP_ROUND] != 1 || count[NB_STEP_CLIP] > 1) {
         return nb_fail(err, NB_EUSAGE,
@@ -213,6 +310,29 @@ static nb_status check_steps(const nb_recipe *r, nb_error *err)
     return NB_OK;
 }
 
+/* Both operands of a product in blocks of one length, so that a block pair has one scale. */
+static nb_status check_pair(const char *key_a, const nb_format *a, const char *key_b,
+                            const nb_format *b, nb_error *err)
+{
+    if (!nb_format_is_quantized(a) || !nb_format_is_quantized(b) || a->group == b->group) {
+        return NB_OK;
+    }
+    return nb_fail(err, NB_EUSAGE, "%s: \"%s\" and %s: \"%s\": expected blocks of the same length",
+                   key_a, a->word, key_b, b->word);
+}
+
+static nb_status check_attn(const nb_recipe *r, nb_error *err)
+{
+    nb_attn_formats a = nb_recipe_attn(r);
+    if (nb_format_is_quantized(&a.p) && a.p.group == 0) {
+        return nb_fail(err, NB_EUSAGE,
+                       "probs: \"%s\": expected a format with blocks, such as dialect:b32",
+                       a.p.word);
+    }
+    NB_TRY(check_pair("query", &a.q, *r->keys.word ? "keys" : "kv", &a.k, err));
+    return check_pair("probs", &a.p, "kv", &a.v, err);
+}
+
 nb_status nb_recipe_check(const nb_recipe *r, nb_error *err)
 {
     if (!r->weights.family) {
@@ -220,31 +340,74 @@ nb_status nb_recipe_check(const nb_recipe *r, nb_error *err)
                        "weights: no format given; say for example int4:g128, or "
                        "f16 to convert only");
     }
-    if (nb_format_is_quantized(&r->kv)) {
-        return nb_fail(err, NB_EUSAGE, "kv: \"%s\": the KV cache can only be left alone (none)",
-                       r->kv.word);
-    }
+    NB_TRY(check_attn(r, err));
     return check_steps(r, err);
 }
 
-unsigned nb_recipe_needs(const nb_recipe *r)
+static unsigned step_needs(const nb_recipe *r, bool block)
 {
     unsigned needs = 0;
-    if (!nb_format_is_quantized(&r->weights)) return 0;
-    for (int i = 0; i < r->n_steps; i++) needs |= r->steps[i].method->needs;
+    if (!nb_recipe_quantizes(r)) return 0;
+    for (int i = 0; i < r->n_steps; i++) {
+        const nb_method *m = r->steps[i].method;
+        if ((m->run_block != NULL) == block) needs |= m->needs;
+    }
     return needs;
 }
 
+unsigned nb_recipe_needs(const nb_recipe *r) { return step_needs(r, false); }
+
+unsigned nb_recipe_block_needs(const nb_recipe *r) { return step_needs(r, true); }
+
+bool nb_recipe_has_block_steps(const nb_recipe *r)
+{
+    bool any = false;
+    for (int i = 0; i < r->n_steps; i++) any = any || r->steps[i].method->run_block;
+    return any && nb_recipe_quantizes(r);
+}
+
+/* ---- text --------------------------------------------------------------------------------- */
+
+static void write_linears(const nb_recipe *r, nb_strbuf *b)
+{
+    bool begun = false;
+    for (int i = 0; i < NB_N_ROLES; i++) {
+        const char *w = r->linear[i].weights.word, *a = r->linear[i].acts.word;
+        if (!*w && !*a) continue;
+        if (!begun) nb_strbuf_puts(b, "linears:\n");
+        begun = true;
+        nb_strbuf_printf(b, "  %s: {", nb_role_names[i]);
+        if (*w) nb_strbuf_printf(b, "weights: %s%s", w, *a ? ", " : "");
+        if (*a) nb_strbuf_printf(b, "acts: %s", a);
+        nb_strbuf_puts(b, "}\n");
+    }
+}
+
+static void write_steps(const nb_recipe *r, nb_strbuf *b)
+{
+    nb_strbuf_puts(b, "method: [");
+    for (int i = 0; i < r->n_steps; i++) {
+        nb_strbuf_printf(b, "%s%s", i ? ", " : "", r->steps[i].word);
+    }
+    nb_strbuf_puts(b, "]\n");
+}
+
+/* Keys that came later are written where they say something, so that older texts stay the same. */
 nb_status nb_recipe_write(const nb_recipe *r, char **yaml, size_t *n_bytes, nb_error *err)
 {
     nb_strbuf b;
     nb_strbuf_init(&b, 4096);
-    nb_strbuf_printf(&b, "name: %s\nweights: %s\nacts: %s\nkv: %s\nembedding: %s\nmethod: [",
-                     r->name, r->weights.word, r->acts.word, r->kv.word, r->embedding.word);
-    for (int i = 0; i < r->n_steps; i++) {
-        nb_strbuf_printf(&b, "%s%s", i ? ", " : "", r->steps[i].word);
-    }
-    nb_strbuf_printf(&b, "]\nsamples: %d\nseqlen: %d\nepochs: %d\nbatch: %d\nseed: %lld\n",
-                     r->samples, r->seqlen, r->epochs, r->batch, (long long)r->seed);
+    nb_strbuf_printf(&b, "name: %s\nweights: %s\nacts: %s\nkv: %s\n", r->name, r->weights.word,
+                     r->acts.word, r->kv.word);
+    if (*r->keys.word) nb_strbuf_printf(&b, "keys: %s\n", r->keys.word);
+    if (*r->query.word) nb_strbuf_printf(&b, "query: %s\n", r->query.word);
+    if (*r->probs.word) nb_strbuf_printf(&b, "probs: %s\n", r->probs.word);
+    nb_strbuf_printf(&b, "embedding: %s\n", r->embedding.word);
+    write_linears(r, &b);
+    write_steps(r, &b);
+    nb_strbuf_printf(&b, "samples: %d\nseqlen: %d\nepochs: %d\nbatch: %d\nseed: %lld\n", r->samples,
+                     r->seqlen, r->epochs, r->batch, (long long)r->seed);
+    if (r->sequential) nb_strbuf_puts(&b, "sequential: true\n");
+    if (r->fp_stats) nb_strbuf_puts(&b, "calib_acts: fp\n");
     return nb_strbuf_take(&b, yaml, n_bytes, err);
 }

@@ -1,5 +1,7 @@
 /* A recipe from YAML: one document, one mapping of known keys, each once; `method` also takes a
- * sequence. Anchors, aliases, tags and anything nested are refused, so nothing can expand. */
+ * sequence, `linears` a mapping of mappings. Anchors, aliases, tags and anything else that is
+ * nested are refused, so nothing can expand. */
+#include <stdio.h>
 #include <string.h>
 #include <yaml.h>
 
@@ -72,8 +74,61 @@ static nb_status read_sequence(reader *y, nb_recipe *r)
     }
 }
 
+/* The event that begins a mapping. */
+static nb_status begin_mapping(reader *y, const char *what)
+{
+    NB_TRY(expect(y, YAML_MAPPING_START_EVENT, what));
+    if (!y->event.data.mapping_start.anchor && !y->event.data.mapping_start.tag) return NB_OK;
+    return fail_at(y, y->event.start_mark, "anchors and tags are not allowed");
+}
+
+/* {weights: FORMAT, acts: FORMAT} of one linear, either of them. */
+static nb_status read_role(reader *y, nb_recipe *r, nb_role role)
+{
+    NB_TRY(begin_mapping(y, "expected {weights: FORMAT, acts: FORMAT}"));
+    char seen[2][16] = {{0}};
+    for (int i = 0;; i++) {
+        char key[16];
+        const char *text;
+        NB_TRY(next(y));
+        if (y->event.type == YAML_MAPPING_END_EVENT) return NB_OK;
+        NB_TRY(scalar_text(y, &text));
+        snprintf(key, sizeof key, "%.15s", text);
+        if (i == 2 || strcmp(key, seen[0]) == 0) {
+            return fail_at(y, y->event.start_mark, "expected weights and acts, each once");
+        }
+        memcpy(seen[i], key, sizeof key);
+        NB_TRY(next(y));
+        NB_TRY(scalar_text(y, &text));
+        nb_status st = nb_recipe_set_role(r, role, key, text, y->err);
+        if (st != NB_OK) return wrap_at(y, y->event.start_mark, st);
+    }
+}
+
+static nb_status read_linears(reader *y, nb_recipe *r)
+{
+    unsigned seen = 0;
+    NB_TRY(begin_mapping(y, "expected a mapping from linears to formats"));
+    for (;;) {
+        const char *text;
+        NB_TRY(next(y));
+        if (y->event.type == YAML_MAPPING_END_EVENT) return NB_OK;
+        NB_TRY(scalar_text(y, &text));
+        nb_role role = nb_recipe_role(text);
+        if (role == NB_N_ROLES) {
+            return fail_at(y, y->event.start_mark,
+                           "unknown linear; there are q, k, v, o, gate, up, down");
+        }
+        if (seen & 1u << role)
+            return fail_at(y, y->event.start_mark, "this linear was given before");
+        seen |= 1u << role;
+        NB_TRY(read_role(y, r, role));
+    }
+}
+
 static nb_status read_value(reader *y, nb_recipe *r, const nb_recipe_field *field)
 {
+    if (field->kind == NB_FIELD_LINEARS) return read_linears(y, r);
     NB_TRY(next(y));
     if (field->kind == NB_FIELD_STEPS && y->event.type == YAML_SEQUENCE_START_EVENT) {
         if (y->event.data.sequence_start.anchor || y->event.data.sequence_start.tag) {
@@ -124,10 +179,7 @@ static nb_status read_stream(reader *y, nb_recipe *r)
 {
     NB_TRY(expect(y, YAML_STREAM_START_EVENT, "not YAML"));
     NB_TRY(expect(y, YAML_DOCUMENT_START_EVENT, "the recipe is empty"));
-    NB_TRY(expect(y, YAML_MAPPING_START_EVENT, "expected \"key: value\" lines"));
-    if (y->event.data.mapping_start.anchor || y->event.data.mapping_start.tag) {
-        return fail_at(y, y->event.start_mark, "anchors and tags are not allowed");
-    }
+    NB_TRY(begin_mapping(y, "expected \"key: value\" lines"));
     NB_TRY(read_mapping(y, r));
     NB_TRY(expect(y, YAML_DOCUMENT_END_EVENT, "expected the end of the recipe"));
     return expect(y, YAML_STREAM_END_EVENT, "expected one document");

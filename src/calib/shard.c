@@ -1,7 +1,5 @@
 #include "calib/shard.h"
 
-#include <stdio.h>
-
 #include "base/size.h"
 
 static nb_status add(nb_shard *s, const char *name, nb_dtype dtype, const int64_t *dims, int n_dims,
@@ -39,13 +37,12 @@ static nb_status add_plane(nb_shard *s, const char *module, const nb_matrix *w, 
     return add(s, name, spec->dtype, dims, 2, w->plane[i], n_bytes, err);
 }
 
-nb_status nb_shard_add_linear(nb_shard *s, const char *module, const nb_matrix *w,
-                              const float *bias, nb_error *err)
+nb_status nb_shard_add_linear(nb_shard *s, const nb_host_linear *l, nb_error *err)
 {
     nb_plane_spec spec[NB_MAX_PLANES];
-    int n = w->format.family->planes(&w->format, w->n_in, spec);
-    for (int i = 0; i < n; i++) NB_TRY(add_plane(s, module, w, i, &spec[i], err));
-    return bias ? nb_shard_add_vector(s, module, "bias", bias, w->n_out, err) : NB_OK;
+    int n = l->w.format.family->planes(&l->w.format, l->w.n_in, spec);
+    for (int i = 0; i < n; i++) NB_TRY(add_plane(s, l->name, &l->w, i, &spec[i], err));
+    return l->bias ? nb_shard_add_vector(s, l->name, "bias", l->bias, l->w.n_out, err) : NB_OK;
 }
 
 nb_status nb_shard_add_norm(nb_shard *s, const nb_host_norm *norm, nb_error *err)
@@ -84,23 +81,4 @@ nb_status nb_shard_write(const nb_shard *s, const char *path, char hash[NB_HASH_
     NB_TRY(nb_safetensors_write(path, s->items, s->n, meta, 1, err));
     *n_bytes = nb_file_bytes(path);
     return nb_file_hash(path, hash, err);
-}
-
-nb_status nb_shard_find(const nb_checkpoint *shard, const char *module, nb_matrix *w, nb_error *err)
-{
-    nb_plane_spec spec[NB_MAX_PLANES];
-    int n = w->format.family->planes(&w->format, w->n_in, spec);
-    for (int i = 0; i < n; i++) {
-        char name[512];
-        const char *dot = *spec[i].suffix ? "." : "";
-        snprintf(name, sizeof name, "%s.weight%s%s", module, dot, spec[i].suffix);
-        const nb_tensor *t = nb_checkpoint_find(shard, name);
-        if (!t || t->dtype != spec[i].dtype ||
-            t->n_bytes != (size_t)w->n_out * (size_t)spec[i].row_bytes) {
-            return nb_fail(err, NB_EVERIFY, "%s: %s is missing or has another shape",
-                           nb_checkpoint_path(shard), name);
-        }
-        w->plane[i] = t->data;
-    }
-    return NB_OK;
 }

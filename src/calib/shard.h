@@ -1,4 +1,4 @@
-/* One safetensors file of the output while it is put together, and read back. */
+/* One safetensors file of the output while it is put together. */
 #ifndef NB_CALIB_SHARD_H
 #define NB_CALIB_SHARD_H
 
@@ -18,8 +18,7 @@ typedef struct nb_shard {
 nb_status nb_shard_add_vector(nb_shard *s, const char *module, const char *field, const float *data,
                               int64_t n, nb_error *err);
 /* MODULE.weight of a storage type, or MODULE.weight.PLANE of a quantized format; and the bias. */
-nb_status nb_shard_add_linear(nb_shard *s, const char *module, const nb_matrix *w,
-                              const float *bias, nb_error *err);
+nb_status nb_shard_add_linear(nb_shard *s, const nb_host_linear *l, nb_error *err);
 nb_status nb_shard_add_norm(nb_shard *s, const nb_host_norm *norm, nb_error *err);
 
 /* Writes the file and gives its checksum and size. */
@@ -28,10 +27,5 @@ nb_status nb_shard_write(const nb_shard *s, const char *path, char hash[NB_HASH_
 
 /* Checksum of a whole file, with a small resident set. */
 nb_status nb_file_hash(const char *path, char hash[NB_HASH_CHARS], nb_error *err);
-
-/* Planes of MODULE's weight as an open shard holds them; NB_EVERIFY if one is missing or has
- * another size. */
-nb_status nb_shard_find(const nb_checkpoint *shard, const char *module, nb_matrix *w,
-                        nb_error *err);
 
 #endif

@@ -19,6 +19,10 @@ typedef struct nb_kernels {
     void (*add)(float *out, const float *a, const float *b, int64_t n); /* a + b */
     void (*scale)(float *out, float a, const float *x, int64_t n);      /* a x */
     void (*axpy)(float *y, float a, const float *x, int64_t n);         /* y += a x */
+    /* out[i] += sum over r of w[r] x[r ldx + i], i < n; the sum is made first, from r = 0 up, so
+     * that it is exact where every partial sum is. */
+    void (*add_rows)(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
+                     int64_t n);
 
     /* Round to nearest, ties to even; exact the other way. */
     void (*bf16_from_f32)(uint16_t *out, const float *x, int64_t n);

@@ -48,17 +48,20 @@ enum {
 
 /* ---- a whole block ------------------------------------------------------------------------ */
 
-/* Over all calibration tokens, of one input of the block's linears: NB_Q (k and v share it), NB_O,
- * NB_UP (gate shares it), NB_DOWN. */
+/* Over all calibration tokens, of one input of the block's linears (nb_role_input). */
 typedef struct nb_input_stats {
     int64_t n;              /* channels */
     const float *min, *max; /* [n] */
     const float *mean_abs;  /* [n] mean |x| */
-    const float *hessian;   /* [n, n] as NB_NEED_HESSIAN, of the source model; upper triangle */
+    /* NB_NEED_HESSIAN of a step on the block, else NULL: [n, n], 2/n sum over n windows of x^T x,
+     * upper triangle. */
+    const float *hessian;
 } nb_input_stats;
 
 /* One block on its way: steps that move something between linears and norms (transforms), or that
- * train. They run before the linears' own steps. */
+ * train. They run before the linears' own steps. What a step allocates in the arena and leaves in
+ * the block (a bias) stays valid until the block is stored. After each step all that is stored
+ * must be finite; a norm may have a bias only where the family's norms have one. */
 typedef struct nb_block_job {
     const nb_config *cfg;
     nb_backend *be;
@@ -66,32 +69,41 @@ typedef struct nb_block_job {
     nb_host_block *block; /* linears, biases and norms are fp32 copies in the arena: a step edits
                              them in place (cast const away through nb_block_weight), and may give
                              a linear or norm a bias that it did not have                       */
-    const nb_format *weights; /* [NB_N_ROLES] */
+    const nb_format *weights; /* [NB_N_ROLES]; a plain format: rounded to that type only */
     const nb_format *acts;    /* [NB_N_ROLES] of the linears' inputs */
     const nb_attn_formats *attn;
-    float *clip_lo[NB_N_ROLES], *clip_hi[NB_N_ROLES]; /* [n_out, groups] each, all 1 at first */
+    /* [n_out, groups] each, all 1 at first; NULL: the linear is absent or not quantized. */
+    float *clip_lo[NB_N_ROLES], *clip_hi[NB_N_ROLES];
 
-    /* Statistics of the source model at this block; `role` one of the four inputs. Valid until the
-     * block is done. The first call runs the calibration windows through the block. */
+    /* Statistics of the input of `role`, with the source model's hidden states before the block and
+     * the block as it stood when this step began, nothing quantized. Valid until the step returns,
+     * the Hessian until the next call. The first call may run the calibration windows through the
+     * block. Only for steps that say NB_NEED_RANGE or NB_NEED_HESSIAN. */
     nb_status (*stats)(void *user, nb_role role, nb_input_stats *out, nb_error *err);
     void *stats_user;
 
     /* NB_NEED_STATES: hidden states before the block, [n_windows * seqlen, C], of the source model
-     * and behind everything stored so far; target: the source block's own output on x_source. */
+     * and behind everything stored so far; target: the source block's own output on x_source.
+     * A step only reads them. */
     int n_windows, seqlen;
     nb_view x_source, x_stored, target;
-    nb_view rope;     /* [seqlen, D] */
+    nb_view rope;      /* [seqlen, D] */
     int epochs, batch; /* of the recipe */
     int64_t seed;
 
     const double *option; /* of the step at work */
-    json_t *report;       /* object of this block: a step may add a key of its own name */
+    json_t *report;       /* object of this block: a step may add a key of its own name. No times:
+                             the same run gives the same bytes */
     nb_status (*tick)(void *user); /* to be called at least once per window; not NB_OK: stop */
     void *tick_user;
 } nb_block_job;
 
 /* The fp32 weight of a linear, to be edited; [n_out, n_in]. NULL: the block has no such linear. */
 float *nb_block_weight(const nb_block_job *job, nb_role role);
+
+/* NB_ENUMERIC naming linear, row and column of what is not finite, NB_EUSAGE naming a norm that got
+ * what its family has no place for. `when`, for the message: "after step \"smooth\"". */
+nb_status nb_block_check(const nb_block_job *job, const char *when, nb_error *err);
 
 /* A number behind the step's name, "gptq:damp=0.05"; a flag, "gptq:act_order", is 0 or 1. */
 typedef enum nb_option_kind { NB_OPTION_FLAG, NB_OPTION_WHOLE, NB_OPTION_REAL } nb_option_kind;

@@ -5,13 +5,17 @@
 
 #include "method/method.h"
 
+extern const nb_method nb_method_awq;
+extern const nb_method nb_method_awq_clip;
 extern const nb_method nb_method_gptq;
 extern const nb_method nb_method_minmax;
 extern const nb_method nb_method_mse;
 extern const nb_method nb_method_nearest;
+extern const nb_method nb_method_smooth;
 
 const nb_method *const nb_methods[] = {
-    &nb_method_minmax, &nb_method_mse, &nb_method_nearest, &nb_method_gptq, NULL,
+    &nb_method_smooth,   &nb_method_awq,     &nb_method_minmax, &nb_method_mse,
+    &nb_method_awq_clip, &nb_method_nearest, &nb_method_gptq,   NULL,
 };
 
 nb_status nb_method_find(const nb_method **out, const char *name, nb_error *err)
@@ -133,6 +137,7 @@ nb_status nb_job_run(nb_job *job, const nb_step *steps, int n_steps, nb_error *e
     NB_TRY(check_finite(job, "of the source", err));
     for (int i = 0; i < n_steps; i++) NB_TRY(check_tile(job, &steps[i], err));
     for (int i = 0; st == NB_OK && i < n_steps; i++) {
+        if (!steps[i].method->run) continue;                /* a step on the block: done before */
         if (format->matrix) shared.base = matrix_base(job); /* weights and clips have changed */
         if (format->matrix) job->format = &shared;
         st = run_step(job, &steps[i], err);

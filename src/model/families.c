@@ -105,6 +105,11 @@ const char *const nb_role_names[NB_N_ROLES] = {
     [NB_GATE] = "gate", [NB_UP] = "up", [NB_DOWN] = "down",
 };
 
+const nb_role nb_role_input[NB_N_ROLES] = {
+    [NB_Q] = NB_Q,     [NB_K] = NB_Q,   [NB_V] = NB_Q,       [NB_O] = NB_O,
+    [NB_GATE] = NB_UP, [NB_UP] = NB_UP, [NB_DOWN] = NB_DOWN,
+};
+
 const nb_family *nb_family_by_model_type(const char *model_type)
 {
     for (int i = 0; nb_families[i]; i++) {

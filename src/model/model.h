@@ -14,6 +14,7 @@
 #include "token/token.h"
 
 typedef struct nb_family nb_family;
+struct json_t;
 
 typedef enum nb_rope_scaling { NB_ROPE_NONE, NB_ROPE_LINEAR, NB_ROPE_LLAMA3 } nb_rope_scaling;
 
@@ -41,6 +42,9 @@ typedef struct nb_config {
 /* Linears of a block; OPT's fc1 and fc2 are UP and DOWN, without GATE. */
 typedef enum nb_role { NB_Q, NB_K, NB_V, NB_O, NB_GATE, NB_UP, NB_DOWN, NB_N_ROLES } nb_role;
 extern const char *const nb_role_names[NB_N_ROLES]; /* "q", "k", ... for reports */
+/* Linears with one input: the role that stands for it, NB_Q (q, k, v), NB_O, NB_UP (gate, up),
+ * NB_DOWN. */
+extern const nb_role nb_role_input[NB_N_ROLES];
 
 typedef enum nb_norm_role {
     NB_NORM_ATTN,
@@ -69,6 +73,7 @@ typedef struct nb_host_block {
     int layer;
     nb_host_linear linear[NB_N_ROLES];
     nb_host_norm norm[NB_N_NORMS];
+    nb_attn_formats attn; /* the same for all blocks of a model */
 } nb_host_block;
 
 /* What lies outside the blocks. */
@@ -85,6 +90,11 @@ typedef struct nb_host_ends {
 typedef struct nb_source nb_source;
 
 nb_status nb_source_open(nb_source **out, const char *path, nb_error *err);
+/* One weight file of a nibble directory that is still being made of `original`: its blocks or ends
+ * as the finished directory gives them. quantization: what its config.json will have under
+ * quantization_config. */
+nb_status nb_source_open_part(nb_source **out, const char *path, const nb_source *original,
+                              const struct json_t *quantization, nb_error *err);
 void nb_source_close(nb_source *s);
 const nb_config *nb_source_config(const nb_source *s);
 const nb_checkpoint *nb_source_checkpoint(const nb_source *s);
@@ -112,6 +122,8 @@ nb_status nb_source_config_json(const nb_source *s, char **json, nb_error *err);
 /* Format word by module name of the quantized linears of a nibble directory; family NULL if the
  * module is not quantized. */
 nb_format nb_source_format(const nb_source *s, const char *module);
+/* Formats of attention, the same in every block; all of them without family: none. */
+const nb_attn_formats *nb_source_attn(const nb_source *s);
 
 /* ---- blocks on a device ------------------------------------------------------------------- */
 
@@ -129,19 +141,17 @@ nb_status nb_workspace_create(nb_backend *be, const nb_config *cfg, int64_t n_to
 void nb_workspace_free(nb_workspace *ws);
 
 /* Shown what enters the linears of a block, before any act format. Linears with one input are shown
- * once, as NB_Q (for q, k, v), NB_O, NB_UP (and gate), NB_DOWN. NULL: nobody looks. */
+ * once, as nb_role_input. NULL: nobody looks. */
 typedef void (*nb_observe_fn)(void *user, nb_role role, nb_view x);
 void nb_workspace_observe(nb_workspace *ws, nb_observe_fn observe, void *user);
 
-/* Keys and values of one sequence: [capacity, K*D] each; rows 0 .. pos0+T-1 are valid after a
- * forward of T tokens at pos0. */
-typedef struct nb_kv {
-    nb_view k, v;
-} nb_kv;
+/* What the keys and values of a sequence through this block are like. */
+nb_kv_desc nb_block_kv(const nb_block *b, int64_t capacity);
 
-/* x [T, C] in place; kv rows pos0 .. pos0+T-1 are written. rope: [capacity, D] table rows by
- * position (ignored by families with learned positions). */
-void nb_block_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_kv kv, nb_view rope,
+/* x [T, C] in place; keys and values of its T tokens are appended to kv, which holds pos0 tokens or
+ * begins anew (pos0 0). rope: [capacity, D] table rows by position (ignored by families with
+ * learned positions). */
+void nb_block_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_kv *kv, nb_view rope,
                       int64_t pos0);
 
 /* cos and sin for positions 0 .. n_pos-1 of a model: view [n_pos, D]; buf NULL for families
@@ -169,28 +179,33 @@ typedef struct nb_net {
     nb_config cfg;
     nb_block **blocks; /* [cfg.n_layers] */
     nb_ends *ends;
+    nb_attn_formats attn; /* of every block */
     nb_arena *arena; /* host weights that are not in the mapping */
     size_t weight_bytes;
 } nb_net;
 
-/* simulate: packed linears are unpacked to fp32 first. The source must outlive the net. */
+/* simulate: packed linears are unpacked to fp32 first. kv: format of keys and values in place of the
+ * source's, or NULL. The source must outlive the net. */
 nb_status nb_net_create(nb_net **out, nb_backend *be, const nb_source *src, bool simulate,
-                        nb_error *err);
+                        const nb_format *kv, nb_error *err);
 void nb_net_free(nb_net *n);
 
-/* Keys and values of every layer for up to `capacity` positions of one sequence; `shared`: one
- * pair serves all layers, enough for a forward that starts at position 0 and is not continued. */
+/* Keys and values of every layer for up to `capacity` positions of one sequence. */
 typedef struct nb_cache {
     nb_backend *be;
-    nb_kv *kv; /* [n_kv] */
+    nb_kv **kv; /* [n_kv] */
     int n_kv;
     int64_t capacity;
     nb_view rope; /* [capacity, D] */
-    size_t bytes; /* of keys and values */
 } nb_cache;
-nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, bool shared,
+enum {
+    NB_CACHE_SHARED = 1, /* one for all layers: a forward starts at position 0 and is not continued */
+    NB_CACHE_PAPER = 2,  /* nb_kv_desc.paper */
+};
+nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, unsigned flags,
                           nb_error *err);
 void nb_cache_free(nb_cache *c);
+size_t nb_cache_bytes(const nb_cache *c); /* of keys and values, allocated now */
 
 /* x [T, C] = hidden states before the final norm, for T = x.rows ids at positions pos0 .. */
 nb_status nb_net_forward(const nb_net *n, nb_workspace *ws, nb_cache *c, nb_view x,

@@ -30,15 +30,63 @@ static nb_status read_modules(nb_source *s, const json_t *q, nb_error *err)
     return NB_OK;
 }
 
-static nb_status read_act(nb_source *s, const json_t *q, nb_error *err)
+/* Format word of an online quantizer; absent: *out stays. */
+static nb_status read_online(const json_t *q, const char *key, nb_format *out, nb_error *err)
 {
-    const char *word = json_string_value(json_object_get(q, "acts"));
-    if (!word) return NB_OK;
-    if (nb_format_parse(&s->act, word, NULL) != NB_OK) {
-        return nb_fail(err, NB_EINPUT, "quantization_config.acts: \"%.40s\" is no format", word);
+    const json_t *v = json_object_get(q, key);
+    const char *word = json_string_value(v);
+    if (!v) return NB_OK;
+    if (!word || nb_format_parse(out, word, NULL) != NB_OK) {
+        return nb_fail(err, NB_EINPUT, "quantization_config.%s: \"%.40s\" is no format", key,
+                       word ? word : "");
     }
-    if (!nb_format_is_quantized(&s->act)) s->act.family = NULL;
+    if (!nb_format_is_quantized(out)) out->family = NULL;
     return NB_OK;
+}
+
+static nb_status read_act_modules(nb_source *s, const json_t *q, nb_error *err)
+{
+    json_t *modules = json_object_get(q, "act_modules");
+    if (!modules) return NB_OK;
+    if (!json_is_object(modules)) {
+        return nb_fail(err, NB_EINPUT, "quantization_config.act_modules: expected an object");
+    }
+    const char *name;
+    json_t *v;
+    json_object_foreach (modules, name, v) {
+        nb_format f;
+        nb_status st = read_online(modules, name, &f, err);
+        if (st != NB_OK) return nb_wrap(err, st, "quantization_config.act_modules");
+    }
+    s->act_modules = json_incref(modules);
+    return NB_OK;
+}
+
+static nb_status read_attn(nb_source *s, const json_t *q, nb_error *err)
+{
+    NB_TRY(read_online(q, "kv", &s->attn.v, err));
+    s->attn.k = s->attn.v;
+    NB_TRY(read_online(q, "keys", &s->attn.k, err));
+    NB_TRY(read_online(q, "query", &s->attn.q, err));
+    return read_online(q, "probs", &s->attn.p, err);
+}
+
+/* The list as a set. */
+static nb_status read_biases(nb_source *s, const json_t *q, nb_error *err)
+{
+    json_t *list = json_object_get(q, "biases"), *name;
+    size_t i;
+    if (!list) return NB_OK;
+    s->biases = json_object();
+    if (!s->biases) return nb_fail_memory(err, "quantization_config.biases", 0);
+    json_array_foreach (list, i, name) {
+        if (!json_is_string(name)) break;
+        if (json_object_set_new(s->biases, json_string_value(name), json_true()) != 0) {
+            return nb_fail_memory(err, "quantization_config.biases", 0);
+        }
+    }
+    if (json_is_array(list) && i == json_array_size(list)) return NB_OK;
+    return nb_fail(err, NB_EINPUT, "quantization_config.biases: expected a list of module names");
 }
 
 static nb_status read_quantization(nb_source *s, const json_t *q, nb_error *err)
@@ -59,7 +107,10 @@ static nb_status read_quantization(nb_source *s, const json_t *q, nb_error *err)
     if (json_is_string(recipe)) s->recipe = json_incref(recipe);
     json_t *bytes = json_object_get(q, "source_bytes");
     if (json_is_integer(bytes)) s->source_bytes = json_integer_value(bytes);
-    NB_TRY(read_act(s, q, err));
+    NB_TRY(read_online(q, "acts", &s->act, err));
+    NB_TRY(read_act_modules(s, q, err));
+    NB_TRY(read_attn(s, q, err));
+    NB_TRY(read_biases(s, q, err));
     return read_modules(s, q, err);
 }
 
@@ -95,11 +146,31 @@ nb_status nb_source_open(nb_source **out, const char *path, nb_error *err)
     return NB_OK;
 }
 
+nb_status nb_source_open_part(nb_source **out, const char *path, const nb_source *original,
+                              const json_t *quantization, nb_error *err)
+{
+    *out = NULL;
+    nb_source *s = calloc(1, sizeof *s);
+    if (!s) return nb_fail_memory(err, "source", sizeof *s);
+    s->source_bytes = -1;
+    s->cfg = original->cfg;
+    nb_status st = nb_checkpoint_open(&s->ckpt, path, err);
+    if (st == NB_OK) st = read_quantization(s, quantization, err);
+    if (st != NB_OK) {
+        nb_source_close(s);
+        return st;
+    }
+    *out = s;
+    return NB_OK;
+}
+
 void nb_source_close(nb_source *s)
 {
     if (!s) return;
     nb_checkpoint_close(s->ckpt);
     json_decref(s->modules);
+    json_decref(s->act_modules);
+    json_decref(s->biases);
     json_decref(s->recipe);
     free(s);
 }
@@ -121,6 +192,23 @@ nb_format nb_source_format(const nb_source *s, const char *module)
     if (word) nb_format_parse(&f, word, NULL); /* checked when opened */
     return f;
 }
+
+nb_format nb_source_act(const nb_source *s, const char *module, bool quantized)
+{
+    nb_format f = {0};
+    const char *word = json_string_value(json_object_get(s->act_modules, module));
+    if (!word) return quantized ? s->act : f;
+    nb_format_parse(&f, word, NULL); /* checked when opened */
+    if (!nb_format_is_quantized(&f)) f.family = NULL;
+    return f;
+}
+
+bool nb_source_has_bias(const nb_source *s, const char *module)
+{
+    return json_object_get(s->biases, module) != NULL;
+}
+
+const nb_attn_formats *nb_source_attn(const nb_source *s) { return &s->attn; }
 
 nb_status nb_source_tokenizer(const nb_source *s, nb_tokenizer **out, nb_error *err)
 {

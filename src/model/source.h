@@ -4,17 +4,23 @@
 
 #include "model/family.h"
 
-struct json_t;
-
 struct nb_source {
     nb_checkpoint *ckpt;
     nb_config cfg;
-    struct json_t *modules; /* module -> format word; NULL: not quantized */
+    struct json_t *modules;     /* module -> format word; NULL: not quantized */
+    struct json_t *act_modules; /* module -> format word of its input, where it is not `act` */
+    struct json_t *biases;      /* a set: linears with a bias that the configuration lacks */
     struct json_t *recipe;
-    nb_format act;     /* of every quantized linear's input */
-    bool short_prefix; /* names without the leading "model." (early OPT files) */
+    nb_format act;        /* of a quantized linear's input */
+    nb_attn_formats attn; /* of every block */
+    bool short_prefix;    /* names without the leading "model." (early OPT files) */
     int64_t source_bytes;
 };
+
+/* Format of the input of a linear inside a block; family NULL: none. */
+nb_format nb_source_act(const nb_source *s, const char *module, bool quantized);
+/* True for a linear that a step gave a bias. */
+bool nb_source_has_bias(const nb_source *s, const char *module);
 
 /* Finds how this checkpoint spells its names. */
 nb_status nb_source_resolve(nb_source *s, nb_error *err);

@@ -193,7 +193,7 @@ static nb_status load_linear(const loader *l, const char *pattern, const char *g
     } else {
         NB_TRY(load_plain(l, out->name, gguf, &out->w));
     }
-    if (!bias) return NB_OK;
+    if (!bias && !nb_source_has_bias(l->s, out->name)) return NB_OK;
     const nb_tensor *t = find(l, out->name, gguf, "bias");
     return t ? load_vector(l, t, n_out, &out->bias) : missing(l, out->name, "bias");
 }
@@ -244,7 +244,7 @@ static nb_status load_role(const loader *l, int role, nb_host_linear *out)
     bool bias;
     role_shape(&l->s->cfg, role, &n_out, &n_in, &bias);
     NB_TRY(load_linear(l, f->linear[role], nb_gguf_linear[role], n_out, n_in, bias, out));
-    if (nb_format_is_quantized(&out->w.format)) out->act = l->s->act;
+    out->act = nb_source_act(l->s, out->name, nb_format_is_quantized(&out->w.format));
     bool paired = f->gguf_paired_rope && nb_checkpoint_container(l->s->ckpt) == NB_GGUF;
     return paired && (role == NB_Q || role == NB_K) ? unpair_linear(l, out) : NB_OK;
 }
@@ -252,7 +252,7 @@ static nb_status load_role(const loader *l, int role, nb_host_linear *out)
 nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_host_block *out,
                           nb_error *err)
 {
-    *out = (nb_host_block){.layer = layer};
+    *out = (nb_host_block){.layer = layer, .attn = s->attn};
     loader l = {.s = s, .arena = arena, .err = err, .layer = layer};
     const nb_config *c = &s->cfg;
     for (int r = 0; r < NB_N_ROLES; r++) NB_TRY(load_role(&l, r, &out->linear[r]));

@@ -1,6 +1,7 @@
 #include "op/common.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -76,6 +77,23 @@ void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam 
         p[g] = (nb_qparam){.base = base};
         fit_online(f, x + nb_group_begin(f, g), nb_group_length(f, n, g), &p[g]);
     }
+}
+
+int64_t nb_quant_row(const nb_format *f, const float *x, int64_t n, uint8_t *codes, nb_qparam *p)
+{
+    int64_t groups = nb_format_groups(f, n), bad = nb_count_nonfinite(x, n);
+    if (bad > 0 && !f->family->fit_online) {
+        memset(codes, 0, (size_t)n);
+        for (int64_t g = 0; g < groups; g++)
+            p[g] = (nb_qparam){.scale = NAN, .base = NAN, .id = 255};
+        return 0;
+    }
+    nb_fit_online_row(f, x, n, p);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t begin = nb_group_begin(f, g);
+        f->family->encode(f, &p[g], x + begin, nb_group_length(f, n, g), codes + begin);
+    }
+    return bad;
 }
 
 int64_t nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)

@@ -23,6 +23,10 @@ int64_t nb_count_nonfinite(const float *x, int64_t n);
 /* Parameters of every group of a row that arrives online: p [groups]. */
 void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam *p);
 
+/* Those, and codes [n]. A row that is not finite becomes NaN, or saturates (nb_fake_quant_row);
+ * returns how many values did. */
+int64_t nb_quant_row(const nb_format *f, const float *x, int64_t n, uint8_t *codes, nb_qparam *p);
+
 /* out = decode(encode(x)) with parameters fitted to each group of the row. out may be x. A row
  * that is not finite is copied, so that NaN reaches the loss, where it is reported; formats with a
  * rule for it (fit_online) saturate such values instead. Returns how many did, for

@@ -12,7 +12,6 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#include "calib/convert.h"
 #include "calib/gram.h"
 #include "calib/plan.h"
 #include "tiny_model.h"
@@ -184,8 +183,9 @@ static void test_output(void **state)
     nb_arena_free(arena);
 }
 
-/* Without text, with text that is only followed, and with steps that need it. */
-enum { PLAIN, FOLLOWED, NEEDED, N_KINDS };
+/* Without text, with text that is only followed, with steps that need it, and with steps on whole
+ * blocks and every linear's statistics behind what is rounded before it. */
+enum { PLAIN, FOLLOWED, NEEDED, MOVED, N_KINDS };
 
 static void begin_kind(command *c, const char *out, int kind)
 {
@@ -193,9 +193,14 @@ static void begin_kind(command *c, const char *out, int kind)
     c->opt.method = "mse,nearest";
     if (kind == PLAIN) return;
     with_text(c);
-    if (kind != NEEDED) return;
-    c->opt.method = "mse,gptq:act_order";
+    if (kind == FOLLOWED) return;
+    c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq";
     c->opt.acts = "int8:token";
+    if (kind == MOVED) {
+        c->opt.recipe = "sequential: true\n"
+                        "linears: {down: {weights: int4:g32, acts: int8:token:asym}, "
+                        "k: {acts: none}, v: {weights: f16}}\n";
+    }
 }
 
 static void run_variant(const char *out, int threads, int kind)
@@ -257,6 +262,7 @@ static void test_interrupt_calibrated(void **state)
     NB_UNUSED(state);
     interrupt_everywhere(FOLLOWED);
     interrupt_everywhere(NEEDED);
+    interrupt_everywhere(MOVED);
 }
 
 /* At most one block is done again. */
@@ -333,6 +339,86 @@ static void test_gptq(void **state)
     json_decref(report[1]);
 }
 
+/* Formats of single linears and of attention come back from config.json, block by block. */
+static void test_linear_formats(void **state)
+{
+    NB_UNUSED(state);
+    command c;
+    begin_kind(&c, "formats", MOVED);
+    must_run(&c);
+    nb_source *stored;
+    nb_arena *arena;
+    nb_host_block b;
+    assert_int_equal(nb_arena_create(&arena, NULL), NB_OK);
+    assert_int_equal(nb_source_open(&stored, c.out, &c.err), NB_OK);
+    for (int i = 0; i < TINY_LAYERS; i++) {
+        assert_int_equal(nb_source_block(stored, i, arena, &b, &c.err), NB_OK);
+        assert_string_equal(b.linear[NB_Q].w.format.word, "int3:g32");
+        assert_string_equal(b.linear[NB_Q].act.word, "int8:token");
+        assert_null(b.linear[NB_K].act.family);
+        assert_string_equal(b.linear[NB_V].w.format.word, "f16");
+        assert_null(b.linear[NB_V].act.family);
+        assert_string_equal(b.linear[NB_DOWN].w.format.word, "int4:g32");
+        assert_string_equal(b.linear[NB_DOWN].act.word, "int8:token:asym");
+    }
+    nb_source_close(stored);
+    nb_arena_free(arena);
+    json_t *report = read_report(c.out);
+    json_t *shard = json_array_get(json_object_get(report, "shards"), 1);
+    assert_non_null(json_object_get(json_object_get(shard, "steps"), "smooth"));
+    json_t *q = json_array_get(json_object_get(shard, "linears"), 0);
+    double clipped = json_real_value(json_object_get(q, "clipped"));
+    assert_true(clipped > 0 && clipped < 0.2); /* by the clip search */
+    json_decref(report);
+}
+
+/* With weights in fp32 and inputs as they are, only the quantizers of the inputs err; left out of
+ * the flow, nothing does. */
+static void test_calib_acts(void **state)
+{
+    NB_UNUSED(state);
+    for (int fp = 0; fp < 2; fp++) {
+        command c;
+        begin_command(&c, fp ? "acts-fp" : "acts-quant");
+        with_text(&c);
+        c.opt.weights = "f32";
+        c.opt.recipe = fp ? "calib_acts: fp\nlinears: {up: {acts: int4:token}}\n"
+                          : "linears: {up: {acts: int4:token}}\n";
+        must_run(&c);
+        json_t *report = read_report(c.out);
+        assert_true((output_error(report, 0) == 0) == (fp == 1));
+        json_decref(report);
+    }
+}
+
+/* The statistics of what comes later see what was rounded earlier: o differs, q does not. */
+static void test_sequential(void **state)
+{
+    NB_UNUSED(state);
+    nb_source *s[2];
+    nb_arena *arena;
+    nb_host_block b[2];
+    assert_int_equal(nb_arena_create(&arena, NULL), NB_OK);
+    for (int i = 0; i < 2; i++) {
+        command c;
+        begin_command(&c, i ? "in-order" : "at-once");
+        with_text(&c);
+        c.opt.recipe = i ? "sequential: true\n" : NULL;
+        c.opt.method = "gptq";
+        must_run(&c);
+        assert_int_equal(nb_source_open(&s[i], c.out, NULL), NB_OK);
+        assert_int_equal(nb_source_block(s[i], 0, arena, &b[i], NULL), NB_OK);
+    }
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        const nb_matrix *x = &b[0].linear[r].w, *y = &b[1].linear[r].w;
+        size_t n = (size_t)(x->n_out * (x->n_in * 3 / 8));
+        bool same = memcmp(x->plane[0], y->plane[0], n) == 0;
+        assert_int_equal(same, r == NB_Q || r == NB_K || r == NB_V);
+    }
+    for (int i = 0; i < 2; i++) nb_source_close(s[i]);
+    nb_arena_free(arena);
+}
+
 static void test_needs_text(void **state)
 {
     NB_UNUSED(state);
@@ -382,7 +468,8 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
     nb_block *block;
     nb_workspace *ws;
     nb_view rope;
-    nb_buffer *buf[3];
+    nb_buffer *buf;
+    nb_kv *kv;
     static watcher w;
     w = (watcher){.role = role};
     assert_int_equal(nb_backend_create(&w.be, &opt, NULL), NB_OK);
@@ -393,15 +480,13 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
     assert_int_equal(nb_block_create(w.be, cfg, &host, &block, NULL), NB_OK);
     assert_int_equal(nb_workspace_create(w.be, cfg, T, &ws, NULL), NB_OK);
     assert_int_equal(nb_rope_table(w.be, cfg, T, &rope, NULL), NB_OK);
-    assert_int_equal(nb_grams_create(&w.grams, w.be, &host, &(nb_format){0}, NULL), NB_OK);
-    for (int i = 0; i < 3; i++) {
-        assert_int_equal(w.be->ops->buffer_create(w.be, T * TINY_EMBD, &buf[i], NULL), NB_OK);
-    }
+    assert_int_equal(nb_grams_create(&w.grams, w.be, &host, NB_ALL_ROLES, NULL), NB_OK);
+    assert_int_equal(w.be->ops->buffer_create(w.be, T * TINY_EMBD, &buf, NULL), NB_OK);
+    nb_kv_desc d = nb_block_kv(block, T);
+    assert_int_equal(w.be->ops->kv_create(w.be, &d, &kv, NULL), NB_OK);
     nb_workspace_observe(ws, watch, &w);
     nb_rng rng = {17};
-    nb_view x = nb_view_of(buf[0], T, TINY_EMBD);
-    nb_kv kv = {nb_view_of(buf[1], T, TINY_KV_HEADS * TINY_HEAD),
-                nb_view_of(buf[2], T, TINY_KV_HEADS * TINY_HEAD)};
+    nb_view x = nb_view_of(buf, T, TINY_EMBD);
     for (int window = 0; window < 2; window++) {
         float v[T * TINY_EMBD];
         for (int i = 0; i < T * TINY_EMBD; i++) v[i] = (float)nb_rng_normal(&rng);
@@ -423,7 +508,8 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
             assert_true(fabs((double)h[i * n + j] - w.sum[i * n + j]) <= bound);
         }
     }
-    for (int i = 0; i < 3; i++) w.be->ops->buffer_free(w.be, buf[i]);
+    w.be->ops->kv_free(w.be, kv);
+    w.be->ops->buffer_free(w.be, buf);
     w.be->ops->buffer_free(w.be, rope.buf);
     nb_grams_free(w.grams);
     nb_workspace_free(ws);
@@ -572,87 +658,6 @@ static void test_quantized_source(void **state)
     must_fail(&c, NB_EUSAGE, "already", "twice");
 }
 
-/* ---- matrices that are left alone ---------------------------------------------------------- */
-
-static void fill_q8_0(uint8_t *block, uint16_t d, int lowest, nb_rng *rng)
-{
-    memcpy(block, &d, 2);
-    for (int i = 0; i < 32; i++) {
-        int q = (int)(nb_rng_next(rng) % (uint64_t)(128 - lowest)) + lowest;
-        block[2 + i] = (uint8_t)(int8_t)q;
-    }
-}
-
-/* Any bytes that Q8_0 can hold give the same numbers in int8:g32:sym, -128 included. */
-static void test_q8_0(void **state)
-{
-    NB_UNUSED(state);
-    enum { ROWS = 5, BLOCKS = 40 };
-    static uint8_t bytes[ROWS * BLOCKS * 34];
-    static float before[BLOCKS * 32], after[BLOCKS * 32];
-    nb_rng rng = {17};
-    for (int i = 0; i < ROWS * BLOCKS; i++) {
-        uint16_t d = (uint16_t)(nb_rng_next(&rng) % 0x7c00 | (nb_rng_next(&rng) & 0x8000));
-        fill_q8_0(bytes + 34 * i, d, i % 3 == 0 ? -128 : i % 3 == 1 ? -127 : 0, &rng);
-    }
-    nb_convert how = {.threads = 2};
-    assert_int_equal(nb_arena_create(&how.arena, NULL), NB_OK);
-    assert_int_equal(nb_arena_create(&how.scratch, NULL), NB_OK);
-    nb_matrix in = {.format = nb_format_plain(NB_Q8_0), .n_out = ROWS, .n_in = BLOCKS * 32}, out;
-    in.plane[0] = bytes;
-    nb_format f = nb_convert_default(&in);
-    nb_convert_info info;
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &info, NULL), NB_OK);
-    assert_string_equal(out.format.word, "int8:g32:sym");
-    for (int r = 0; r < ROWS; r++) {
-        nb_matrix_dequant(&in, r, 1, before);
-        nb_matrix_dequant(&out, r, 1, after);
-        for (int i = 0; i < BLOCKS * 32; i++) assert_true(before[i] == after[i]);
-    }
-    bytes[34 * (BLOCKS * 3 + 1) + 1] |= 0x7c; /* an Inf or NaN as scale */
-    nb_error err = {0};
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &out, &info, &err), NB_ENUMERIC);
-    assert_non_null(strstr(err.message, "row 3"));
-    nb_arena_free(how.arena);
-    nb_arena_free(how.scratch);
-}
-
-/* In pieces of rows or whole: the same. */
-static void test_by_rows(void **state)
-{
-    NB_UNUSED(state);
-    enum { COLS = 1024 };
-    int64_t rows = NB_CHUNK_ELEMS / COLS + 3; /* a second, short piece */
-    float *w = malloc((size_t)rows * COLS * sizeof *w);
-    assert_non_null(w);
-    nb_rng rng = {4};
-    for (int64_t i = 0; i < rows * COLS; i++) w[i] = (float)nb_rng_uniform(&rng) - 0.5f;
-    nb_recipe recipe;
-    nb_recipe_default(&recipe);
-    nb_convert how = {.recipe = &recipe, .threads = 2};
-    assert_int_equal(nb_arena_create(&how.arena, NULL), NB_OK);
-    assert_int_equal(nb_arena_create(&how.scratch, NULL), NB_OK);
-    nb_matrix in = {.format = nb_format_plain(NB_F32), .n_out = rows, .n_in = COLS}, a, b;
-    in.plane[0] = (const uint8_t *)w;
-    nb_format f;
-    assert_int_equal(nb_format_parse(&f, "int4:g128", NULL), NB_OK);
-    nb_convert_info info_a, info_b;
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &info_a, NULL), NB_OK);
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, false, &b, &info_b, NULL), NB_OK);
-    assert_memory_equal(a.plane[0], b.plane[0], (size_t)rows * COLS / 2);
-    assert_memory_equal(a.plane[1], b.plane[1], (size_t)rows * COLS / 128 * 2);
-    assert_true(info_a.error == info_b.error);
-    w[(rows - 1) * COLS + 5] = INFINITY;
-    nb_error err = {0};
-    assert_int_equal(nb_convert_matrix(&how, "x", &in, &f, true, &a, &info_a, &err), NB_ENUMERIC);
-    char where[40];
-    snprintf(where, sizeof where, "[%lld, 5]", (long long)rows - 1);
-    assert_non_null(strstr(err.message, where));
-    nb_arena_free(how.arena);
-    nb_arena_free(how.scratch);
-    free(w);
-}
-
 /* ---- values for a second reader -------------------------------------------------------------- */
 
 static bool dump_matrix(const char *dir, const char *module, const nb_matrix *w)
@@ -705,9 +710,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_resume_count),     cmocka_unit_test(test_nan),
         cmocka_unit_test(test_in_the_way),       cmocka_unit_test(test_other_run),
         cmocka_unit_test(test_damage),           cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_quantized_source), cmocka_unit_test(test_q8_0),
-        cmocka_unit_test(test_by_rows),          cmocka_unit_test(test_gptq),
-        cmocka_unit_test(test_needs_text),       cmocka_unit_test(test_statistics),
+        cmocka_unit_test(test_quantized_source), cmocka_unit_test(test_gptq),
+        cmocka_unit_test(test_linear_formats),   cmocka_unit_test(test_calib_acts),
+        cmocka_unit_test(test_sequential),       cmocka_unit_test(test_needs_text),
+        cmocka_unit_test(test_statistics),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }

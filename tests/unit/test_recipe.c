@@ -46,6 +46,50 @@ static void test_all_keys(void **state)
     assert_int_equal(nb_recipe_check(&r, NULL), NB_OK);
 }
 
+/* Formats of single linears and of attention, and what they are where nothing is said. */
+static void test_formats(void **state)
+{
+    NB_UNUSED(state);
+    nb_recipe r;
+    assert_int_equal(parse(&r,
+                           "weights: int4:g128\nacts: int8:token\nkv: dialect:b32\n"
+                           "query: dialect:b16\nkeys: dialect:b16\nprobs: mxfp4\n"
+                           "linears:\n"
+                           "  down_proj: {weights: int8:g64, acts: fp8:token}\n"
+                           "  fc1: {weights: bf16}\n"
+                           "  out_proj: {acts: none}\n"
+                           "  gate: {weights: f16, acts: mxfp8}\n"
+                           "sequential: true\ncalib_acts: fp\n",
+                           NULL),
+                     NB_OK);
+    assert_int_equal(nb_recipe_check(&r, NULL), NB_OK);
+    static const struct {
+        nb_role role;
+        const char *weights, *acts;
+    } want[] = {{NB_Q, "int4:g128", "int8:token"},
+                {NB_O, "int4:g128", ""},
+                {NB_GATE, "f16", "mxfp8"},
+                {NB_UP, "bf16", ""},
+                {NB_DOWN, "int8:g64", "fp8:token"}};
+    for (size_t i = 0; i < NB_COUNT(want); i++) {
+        nb_format act = nb_recipe_act(&r, want[i].role);
+        assert_string_equal(nb_recipe_weights(&r, want[i].role)->word, want[i].weights);
+        assert_string_equal(act.family ? act.word : "", want[i].acts);
+    }
+    nb_attn_formats a = nb_recipe_attn(&r);
+    assert_string_equal(a.q.word, "dialect:b16");
+    assert_string_equal(a.k.word, "dialect:b16");
+    assert_string_equal(a.v.word, "dialect:b32");
+    assert_string_equal(a.p.word, "mxfp4");
+    assert_true(r.sequential && r.fp_stats);
+    assert_int_equal(parse(&r, "weights: int4:g128\nkv: fp8:token\n", NULL), NB_OK);
+    a = nb_recipe_attn(&r);
+    assert_string_equal(a.k.word, "fp8:token");
+    assert_null(a.q.family);
+    assert_null(a.p.family);
+    assert_false(r.sequential || r.fp_stats);
+}
+
 static void test_defaults(void **state)
 {
     NB_UNUSED(state);
@@ -67,6 +111,9 @@ static void test_round_trip(void **state)
         "weights: int4:g128\n",
         "name: x\nweights: bf16\nmethod: [nearest]\nseed: 7\n",
         "weights: int2:g64:sym\nacts: int8:token:asym\nembedding: f16\nmethod: [mse, nearest]\n",
+        "weights: int4:g64\nkv: int8:token\nkeys: none\nquery: fp8:token\nprobs: mxfp4\n"
+        "linears: {q: {acts: int8:token}, fc2: {weights: f16}, v: {weights: mxfp4, acts: none}}\n"
+        "sequential: true\ncalib_acts: fp\n",
     };
     for (size_t i = 0; i < NB_COUNT(texts); i++) {
         nb_recipe a, b;
@@ -106,6 +153,17 @@ static void test_bad(void **state)
         {"samples: 99999999999999999999\n", "line 1, column 10", "whole number"},
         {"samples:\n", "line 1, column 9", "whole number"},
         {"seqlen: 1\n", "line 1, column 9", "from 2"},
+        {"sequential: yes\n", "line 1, column 13", "true"},
+        {"calib_acts: none\n", "line 1, column 13", "quant"},
+        {"linears: int4:g128\n", "line 1, column 10", "mapping"},
+        {"linears: {q: int4:g128}\n", "line 1, column 14", "weights: FORMAT"},
+        {"linears: {w: {acts: mxfp4}}\n", "line 1, column 11", "unknown linear"},
+        {"linears: {q: {}, q_proj: {}}\n", "line 1, column 18", "given before"},
+        {"linears: {q: {bits: 4}}\n", "line 1, column 21", "unknown key"},
+        {"linears: {q: {acts: mxfp4, acts: mxfp4}}\n", "line 1, column 28", "each once"},
+        {"linears: {q: {weights: none}}\n", "line 1, column 24", "f16"},
+        {"linears: {q: {weights: int8:token}}\n", "line 1, column 24", "no format for this"},
+        {"linears: {q: &a {}}\n", "line 1, column 14", "anchors"},
         {"method: [minmax, gptqq]\n", "line 1, column 18", "gptqq"},
         {"method: [[minmax], nearest]\n", "line 1, column 10", "word"},
         {"method: {a: b}\n", "line 1, column 9", "word"},
@@ -148,7 +206,10 @@ static void test_check(void **state)
     } bad[] = {
         {"name: x\n", "weights"},
         {"weights: none\n", "weights"},
-        {"weights: int4:g128\nkv: int8:token\n", "KV cache"},
+        {"weights: int4:g128\nprobs: int8:token\n", "format with blocks"},
+        {"weights: int4:g128\nkv: dialect:b32\nquery: dialect:b16\n", "query"},
+        {"weights: int4:g128\nkv: dialect:b32\nkeys: mxfp4\nquery: int8:token\n", "keys"},
+        {"weights: int4:g128\nkv: dialect:b16\nprobs: mxfp4\n", "probs"},
         {"weights: int4:g128\nmethod: [minmax]\n", "one round step"},
         {"weights: int4:g128\nmethod: [nearest, nearest]\n", "one round step"},
         {"weights: int4:g128\nmethod: [minmax, mse, nearest]\n", "one clip step"},
@@ -220,10 +281,11 @@ static void test_shipped(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_all_keys),   cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_bad),
-        cmocka_unit_test(test_too_long),   cmocka_unit_test(test_check),
-        cmocka_unit_test(test_override),   cmocka_unit_test(test_shipped),
+        cmocka_unit_test(test_all_keys), cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_defaults), cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_bad),      cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_check),    cmocka_unit_test(test_override),
+        cmocka_unit_test(test_shipped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -36,6 +36,16 @@ static void axpy(float *y, float a, const float *x, int64_t n)
     for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
+static void add_rows(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
+                     int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float s = 0;
+        for (int64_t r = 0; r < rows; r++) s += w[r] * x[r * ldx + i];
+        out[i] += s;
+    }
+}
+
 static void bf16_from_f32(uint16_t *out, const float *x, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) out[i] = nb_bf16_from_f32(x[i]);
@@ -174,6 +184,7 @@ void nb_kernels_init_ref(nb_kernels *k)
         .add = add,
         .scale = scale,
         .axpy = axpy,
+        .add_rows = add_rows,
         .bf16_from_f32 = bf16_from_f32,
         .f32_from_bf16 = f32_from_bf16,
         .rms_norm = rms_norm,
