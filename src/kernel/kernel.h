@@ -22,6 +22,10 @@ typedef struct nb_kernels {
     /* y[i] -= sum a[j] x[j ldx + i] over k rows of x: one fused step per row, in their order, so
      * that every level gives the same bits. */
     void (*sub_rows)(float *y, const float *a, const float *x, int64_t ldx, int64_t k, int64_t n);
+    /* out[i] += sum over r of w[r] x[r ldx + i], i < n; the sum is made first, from r = 0 up, so
+     * that it is exact where every partial sum is. */
+    void (*add_rows)(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
+                     int64_t n);
 
     /* Round to nearest, ties to even; exact the other way. */
     void (*bf16_from_f32)(uint16_t *out, const float *x, int64_t n);

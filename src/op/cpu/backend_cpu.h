@@ -100,6 +100,13 @@ void nb_cpu_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k,
 void nb_cpu_attention_few(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
                           const nb_attention *a);
 
+/* kv_cpu.c */
+nb_status nb_cpu_kv_create(nb_backend *be, const nb_kv_desc *d, nb_kv **out, nb_error *err);
+void nb_cpu_kv_free(nb_backend *be, nb_kv *kv);
+size_t nb_cpu_kv_bytes(const nb_kv *kv);
+void nb_cpu_kv_append(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_t pos0);
+void nb_cpu_kv_attention(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, const nb_attention *a);
+
 /* pointwise_cpu.c */
 void nb_cpu_norm_forward(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);
 void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table);

@@ -10,8 +10,10 @@
 #include <tgmath.h>
 
 #include "base/size.h"
+#include "format/dialect_codec.h"
 #include "format/half.h"
 #include "op/common.h"
+#include "op/kv_store.h"
 
 struct nb_buffer {
     REAL *data;
@@ -42,6 +44,8 @@ static REAL operand(const nb_backend *be, REAL x)
 
 #include "op/ref/attention_tmpl.h"
 
+#include "op/ref/kv_tmpl.h"
+
 #include "op/ref/loss_tmpl.h"
 #include "op/ref/pointwise_tmpl.h"
 
@@ -55,6 +59,11 @@ const nb_ops REF_OPS = {
     .upload = upload,
     .download = download,
     .copy = copy,
+    .kv_create = kv_create,
+    .kv_free = kv_free,
+    .kv_bytes = kv_bytes,
+    .kv_append = kv_append,
+    .kv_attention = kv_attention,
     .linear_create = linear_create,
     .linear_free = linear_free,
     .linear_bytes = linear_bytes,
