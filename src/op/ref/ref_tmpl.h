@@ -2,7 +2,8 @@
  *
  * Weights and act formats are fp32 on both; what is computed from them is REAL. With
  * NB_COMPUTE_BF16 the inputs of matrix products (x, weights, q, k, v) are rounded to bf16 first;
- * softmax weights, which another backend may round as well, stay REAL. */
+ * softmax weights, which another backend may round as well, stay REAL. Of the low-rank product
+ * (x b^T) a, what x meets is rounded: b. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,8 @@ struct nb_linear {
     nb_matrix w;
     float *bias; /* [n_out] or NULL */
     nb_format act;
+    int64_t rank;
+    float *a, *b; /* [rank, n_out], [rank, n_in] where rank > 0 */
 };
 
 static nb_fault *fault(nb_backend *be) { return be->state; }
