@@ -59,13 +59,13 @@ static void print_tensor_table(const nb_inspection *in)
         size_t n = strlen(in->tensors[i].name);
         if (n > width) width = n;
     }
-    printf("\n%-*s  %-14s  %-20s  %12s  %6s\n", (int)width, "tensor", "format", "shape", "bytes",
+    printf("\n%-*s  %-16s  %-20s  %12s  %6s\n", (int)width, "tensor", "format", "shape", "bytes",
            "bits");
     for (size_t i = 0; i < in->n_tensors; i++) {
         const nb_tensor_desc *t = &in->tensors[i];
         char shape[96];
         format_shape(t, shape, sizeof shape);
-        printf("%-*s  %-14s  %-20s  %12lld  %6.3f\n", (int)width, t->name, t->format, shape,
+        printf("%-*s  %-16s  %-20s  %12lld  %6.3f\n", (int)width, t->name, t->format, shape,
                (long long)t->bytes, t->bits_per_weight);
     }
 }

@@ -151,6 +151,25 @@ static void grid_int(const nb_format *f, const nb_qparam *p, nb_grid *out)
     if (!f->sym) out->scale_min = SCALE_MIN_ASYM;
 }
 
+/* A column: encode_int and decode_int with parameters that change from value to value. */
+static void round_each_int(const nb_format *f, const nb_qparam *restrict p, const float *restrict w,
+                           int64_t n, uint8_t *restrict codes, float *restrict back)
+{
+    int32_t max = code_max(f);
+    bool sym = f->sym;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float scale = p[i].scale, lo = (float)-p[i].zero;
+        float hi = (float)(sym ? p[i].zero : max - p[i].zero);
+        float x = w[i] / scale;
+        x = x < lo ? lo : x;
+        x = x > hi ? hi : x;
+        int32_t level = round_even(x);
+        codes[i] = (uint8_t)(level + p[i].zero);
+        back[i] = (float)level * scale;
+    }
+}
+
 /* ---- rows ------------------------------------------------------------------------------ */
 
 static int planes_int(const nb_format *f, int64_t n_in, nb_plane_spec out[NB_MAX_PLANES])
@@ -232,4 +251,5 @@ const nb_format_family nb_format_family_int = {
     .pack_row = pack_row_int,
     .unpack_row = unpack_row_int,
     .dequant_row = dequant_row_int,
+    .round_each = round_each_int,
 };

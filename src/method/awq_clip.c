@@ -4,15 +4,13 @@
  *   e_g H_gg e_g^T,   e_g = q(w_g) - w_g,   H_gg: X^T X of the group's inputs
  *
  * with q exactly what "nearest" stores. Ties keep the wider range, so nothing is clipped where it
- * does not help (formats whose scale hardly follows the range).
- *
- *   asym   then each end by itself around the best pair, for formats with a zero point
- *
- * A matrix without statistics (outside the blocks) keeps its range.
+ * does not help (formats whose scale hardly follows the range). A matrix without statistics
+ * (outside the blocks) keeps its range.
  *
  * Source: AWQ (arXiv 2306.00978) and mit-han-lab/llm-awq (auto_clip). Deviations: all rows and all
  * tokens count, by their second moments; a finer grid; the ends shrink towards 0 each, not to one
- * symmetric bound. */
+ * symmetric bound; q and k are clipped, too. Figures for the last, and for a search of each end by
+ * itself, which brings nothing: docs/methods.md. */
 #include <cblas.h>
 #include <math.h>
 #include <stdlib.h>
@@ -21,14 +19,7 @@
 #include "method/method.h"
 #include "method/output_error.h"
 
-enum { ASYM };
-
 enum { N_RATIOS = 21 };
-
-static const nb_step_option options[] = {
-    [ASYM] = {"asym", NB_OPTION_FLAG, 0, 0, 1},
-    {0},
-};
 
 static float ratio_at(int i) { return 1 - (float)i / 40; }
 
@@ -36,6 +27,7 @@ static float ratio_at(int i) { return 1 - (float)i / 40; }
 typedef struct piece {
     const nb_job *job;
     int64_t row0, n_rows, groups;
+    bool finite;                 /* every group had an error that is a number */
     int64_t g, at, n;            /* the group at work, its first column and length */
     float base[NB_ERROR_ROWS];   /* of the rows, nothing clipped */
     double error[NB_ERROR_ROWS]; /* of the candidate */
@@ -44,25 +36,17 @@ typedef struct piece {
     uint8_t *codes;              /* [widest group] */
 } piece;
 
-typedef struct clip_pair {
-    float lo, hi; /* < 0: the row's best so far */
-} clip_pair;
-
-static float pick(float candidate, float best) { return candidate < 0 ? best : candidate; }
-
 /* One candidate for the group at work, in all rows. */
-static void try_pair(piece *c, clip_pair t)
+static void try_ratio(piece *c, float ratio)
 {
     const nb_job *job = c->job;
     const nb_format *f = job->format;
-    float *lo = job->clip_lo + c->row0 * c->groups + c->g;
-    float *hi = job->clip_hi + c->row0 * c->groups + c->g;
     for (int64_t r = 0; r < c->n_rows; r++) {
         const float *w = job->w + (c->row0 + r) * job->n_in + c->at;
         float *e = c->e + r * c->n;
         nb_qparam p = {.base = c->base[r]};
-        f->family->fit(f, w, job->importance ? job->importance + c->at : NULL, c->n,
-                       pick(t.lo, lo[r * c->groups]), pick(t.hi, hi[r * c->groups]), &p);
+        f->family->fit(f, w, job->importance ? job->importance + c->at : NULL, c->n, ratio, ratio,
+                       &p);
         f->family->encode(f, &p, w, c->n, c->codes);
         f->family->decode(f, &p, c->codes, c->n, e);
         for (int64_t i = 0; i < c->n; i++) e[i] -= w[i];
@@ -70,10 +54,10 @@ static void try_pair(piece *c, clip_pair t)
     nb_output_error(c->error, c->e, c->n_rows, c->n, job->hessian + c->at * (job->n_in + 1),
                     job->n_in, c->scratch);
     for (int64_t r = 0; r < c->n_rows; r++) {
+        int64_t at = (c->row0 + r) * c->groups + c->g;
         if (!(c->error[r] < c->least[r])) continue;
         c->least[r] = c->error[r];
-        lo[r * c->groups] = pick(t.lo, lo[r * c->groups]);
-        hi[r * c->groups] = pick(t.hi, hi[r * c->groups]);
+        job->clip_lo[at] = job->clip_hi[at] = ratio;
     }
 }
 
@@ -84,10 +68,8 @@ static void search_group(piece *c, int64_t g)
     c->at = nb_group_begin(job->format, g);
     c->n = nb_group_length(job->format, job->n_in, g);
     for (int64_t r = 0; r < c->n_rows; r++) c->least[r] = HUGE_VAL;
-    for (int i = 0; i < N_RATIOS; i++) try_pair(c, (clip_pair){ratio_at(i), ratio_at(i)});
-    if (job->option[ASYM] == 0 || job->format->sym) return;
-    for (int i = 0; i < N_RATIOS; i++) try_pair(c, (clip_pair){ratio_at(i), -1});
-    for (int i = 0; i < N_RATIOS; i++) try_pair(c, (clip_pair){-1, ratio_at(i)});
+    for (int i = 0; i < N_RATIOS; i++) try_ratio(c, ratio_at(i));
+    for (int64_t r = 0; r < c->n_rows; r++) c->finite = c->finite && c->least[r] < HUGE_VAL;
 }
 
 static void search_rows(piece *c, int64_t row0)
@@ -105,7 +87,7 @@ static void search_rows(piece *c, int64_t row0)
 static bool make_piece(piece *c, const nb_job *job)
 {
     size_t n = (size_t)nb_group_length(job->format, job->n_in, 0);
-    *c = (piece){.job = job, .groups = nb_format_groups(job->format, job->n_in)};
+    *c = (piece){.job = job, .groups = nb_format_groups(job->format, job->n_in), .finite = true};
     c->e = malloc(NB_ERROR_ROWS * n * sizeof *c->e);
     c->scratch = malloc(NB_ERROR_ROWS * n * sizeof *c->scratch);
     c->codes = malloc(n);
@@ -115,10 +97,10 @@ static bool make_piece(piece *c, const nb_job *job)
 static nb_status run_awq_clip(nb_job *job, nb_error *err)
 {
     if (!job->hessian) return NB_OK;
-    bool memory = true;
+    bool memory = true, finite = true;
     int threads = openblas_get_num_threads();
     openblas_set_num_threads(1); /* the threads are ours, the order of its sums too */
-#pragma omp parallel num_threads(job->threads) reduction(&& : memory)
+#pragma omp parallel num_threads(job->threads) reduction(&& : memory, finite)
     {
         piece c;
         memory = make_piece(&c, job);
@@ -126,19 +108,22 @@ static nb_status run_awq_clip(nb_job *job, nb_error *err)
         for (int64_t row = 0; row < job->n_out; row += NB_ERROR_ROWS) {
             if (memory) search_rows(&c, row);
         }
+        finite = c.finite;
         free(c.e);
         free(c.scratch);
         free(c.codes);
     }
     openblas_set_num_threads(threads);
-    return memory ? NB_OK : nb_fail_memory(err, job->name, NB_ERROR_ROWS * (size_t)job->n_in * 8);
+    if (!memory) return nb_fail_memory(err, job->name, NB_ERROR_ROWS * (size_t)job->n_in * 8);
+    if (finite) return NB_OK;
+    return nb_fail(err, NB_ENUMERIC,
+                   "%s: statistics of its input on the calibration text are not finite", job->name);
 }
 
 const nb_method nb_method_awq_clip = {
     .name = "awq_clip",
     .kind = NB_STEP_CLIP,
     .needs = NB_NEED_HESSIAN,
-    .options = options,
     .source = "AWQ (arXiv 2306.00978)",
     .run = run_awq_clip,
 };

@@ -8,14 +8,15 @@
 extern const nb_method nb_method_awq;
 extern const nb_method nb_method_awq_clip;
 extern const nb_method nb_method_gptq;
+extern const nb_method nb_method_lorc;
 extern const nb_method nb_method_minmax;
 extern const nb_method nb_method_mse;
 extern const nb_method nb_method_nearest;
 extern const nb_method nb_method_smooth;
 
 const nb_method *const nb_methods[] = {
-    &nb_method_smooth,   &nb_method_awq,     &nb_method_minmax, &nb_method_mse,
-    &nb_method_awq_clip, &nb_method_nearest, &nb_method_gptq,   NULL,
+    &nb_method_smooth,  &nb_method_awq,  &nb_method_minmax, &nb_method_mse, &nb_method_awq_clip,
+    &nb_method_nearest, &nb_method_gptq, &nb_method_lorc,   NULL,
 };
 
 nb_status nb_method_find(const nb_method **out, const char *name, nb_error *err)
@@ -133,6 +134,7 @@ nb_status nb_job_run(nb_job *job, const nb_step *steps, int n_steps, nb_error *e
     nb_format shared = *format;
     nb_status st = NB_OK;
     job->loss = -1;
+    job->clipped = -1;
     job->note[0] = 0;
     NB_TRY(check_finite(job, "of the source", err));
     for (int i = 0; i < n_steps; i++) NB_TRY(check_tile(job, &steps[i], err));

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 /* Rows that are worth one product: callers cut their rows into pieces of it, from the first on, so
- * that sums do not depend on threads. OpenBLAS must be at one thread (nb_blas_...). */
+ * that sums do not depend on threads. OpenBLAS must be at one thread. */
 enum { NB_ERROR_ROWS = 64 };
 
 /* error[r] = e_r H e_r^T for the rows of e [rows, n]. h: H's upper triangle, rows `ld` apart.

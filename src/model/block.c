@@ -20,7 +20,7 @@ struct nb_workspace {
     nb_backend *be;
     nb_buffer *buf;
     nb_view norm, q, k, v, att, gate, up; /* [T, C], [T, H*D], 2x [T, K*D], [T, H*D], 2x [T, F] */
-    nb_observe_fn observe;          /* or NULL */
+    nb_observe_fn observe;                /* or NULL */
     void *observe_user;
 };
 
@@ -109,13 +109,8 @@ nb_status nb_workspace_create(nb_backend *be, const nb_config *c, int64_t n_toke
     struct {
         nb_view *view;
         int64_t cols;
-    } parts[] = {{&ws->norm, c->n_embd},
-                 {&ws->q, q},
-                 {&ws->k, kv},
-                 {&ws->v, kv},
-                 {&ws->att, q},
-                 {&ws->gate, c->n_ffn},
-                 {&ws->up, c->n_ffn}};
+    } parts[] = {{&ws->norm, c->n_embd}, {&ws->q, q},           {&ws->k, kv},       {&ws->v, kv},
+                 {&ws->att, q},          {&ws->gate, c->n_ffn}, {&ws->up, c->n_ffn}};
     int64_t cols = 0;
     for (size_t i = 0; i < NB_COUNT(parts); i++) cols += parts[i].cols;
     nb_status st = be->ops->buffer_create(be, cols * n_tokens, &ws->buf, err);

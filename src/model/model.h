@@ -180,12 +180,12 @@ typedef struct nb_net {
     nb_block **blocks; /* [cfg.n_layers] */
     nb_ends *ends;
     nb_attn_formats attn; /* of every block */
-    nb_arena *arena; /* host weights that are not in the mapping */
+    nb_arena *arena;      /* host weights that are not in the mapping */
     size_t weight_bytes;
 } nb_net;
 
-/* simulate: packed linears are unpacked to fp32 first. kv: format of keys and values in place of the
- * source's, or NULL. The source must outlive the net. */
+/* simulate: packed linears are unpacked to fp32 first. kv: format of keys and values in place of
+ * the source's, or NULL. The source must outlive the net. */
 nb_status nb_net_create(nb_net **out, nb_backend *be, const nb_source *src, bool simulate,
                         const nb_format *kv, nb_error *err);
 void nb_net_free(nb_net *n);
@@ -199,8 +199,9 @@ typedef struct nb_cache {
     nb_view rope; /* [capacity, D] */
 } nb_cache;
 enum {
-    NB_CACHE_SHARED = 1, /* one for all layers: a forward starts at position 0 and is not continued */
-    NB_CACHE_PAPER = 2,  /* nb_kv_desc.paper */
+    NB_CACHE_SHARED =
+        1, /* one for all layers: a forward starts at position 0 and is not continued */
+    NB_CACHE_PAPER = 2, /* nb_kv_desc.paper */
 };
 nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, unsigned flags,
                           nb_error *err);

@@ -4,6 +4,21 @@
 
 #include "model/family.h"
 
+/* w [n_out, n_in] += A B */
+static nb_status add_factors(nb_host_linear *l, float *w, nb_arena *arena, nb_error *err)
+{
+    nb_lorc *f = &l->lorc;
+    if (f->rank == 0) return NB_OK;
+    float *a = nb_arena_alloc(arena, (size_t)f->rank * (size_t)l->w.n_out, sizeof *a);
+    float *b = nb_arena_alloc(arena, (size_t)f->rank * (size_t)l->w.n_in, sizeof *b);
+    if (!a || !b) return nb_fail(err, NB_ERESOURCE, "out of memory: unpacking %s", l->name);
+    nb_matrix_dequant(&f->a, 0, f->rank, a);
+    nb_matrix_dequant(&f->b, 0, f->rank, b);
+    nb_lorc_add(f, a, b, 0, l->w.n_out, w);
+    f->rank = 0;
+    return NB_OK;
+}
+
 /* Fake-quant reference: the packed planes give way to their values in fp32. */
 static nb_status unpack(nb_host_linear *l, nb_arena *arena, nb_error *err)
 {
@@ -11,6 +26,7 @@ static nb_status unpack(nb_host_linear *l, nb_arena *arena, nb_error *err)
     float *w = nb_arena_alloc(arena, (size_t)l->w.n_out * (size_t)l->w.n_in, sizeof *w);
     if (!w) return nb_fail(err, NB_ERESOURCE, "out of memory: unpacking %s", l->name);
     nb_matrix_dequant(&l->w, 0, l->w.n_out, w);
+    NB_TRY(add_factors(l, w, arena, err));
     l->w.format = nb_format_plain(NB_F32);
     memset(l->w.plane, 0, sizeof l->w.plane);
     l->w.plane[0] = (const uint8_t *)w;

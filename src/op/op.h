@@ -125,8 +125,9 @@ typedef struct nb_ops {
     /* out [T, N] = (add ? out : 0) + act(x [T, M]) w^T + bias. */
     void (*linear_forward)(nb_backend *be, nb_view out, nb_view x, const nb_linear *w, bool add);
     /* The triangle out[i][j], j >= i, of out [C, C] += q^T q, q = act(x [T, C]), summed over the
-     * rows in one order and never in bf16; what lies below it is scratch. act NULL: q = x. */
-    void (*gram_forward)(nb_backend *be, nb_view out, nb_view x, const nb_format *act);
+     * rows in one order and never in bf16; what lies below it is scratch. act NULL: q = x. unit:
+     * each row of q is scaled to a mean square of 1 (a row of zeros stays one). */
+    void (*gram_forward)(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit);
     /* Each row of x normalised: RMS x/sqrt(mean x^2 + eps) or LayerNorm; out may be x. */
     void (*norm_forward)(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);
     /* Rotates x [T, heads*D] in place, half-split pairs (i, i + R/2) of each head's first R

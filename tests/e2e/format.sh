@@ -43,11 +43,31 @@ check mse tests/golden/llama-text --weights int4:g24 --method mse,nearest
 check gguf tests/golden/gguf-llama/model.gguf --weights int3:g128
 printf 'weights: int4:g16\nembedding: int8:g8\n' >"$scratch/r.yaml"
 check recipe tests/golden/llama-text --recipe "$scratch/r.yaml"
+cat >"$scratch/r.yaml" <<'EOF'
+weights: int4:g16
+acts: int8:token
+kv: dialect:b32
+keys: fp8:token
+query: fp8:token
+probs: mxfp4
+linears:
+  q: {acts: none}
+  v: {weights: f16}
+  up: {weights: mxfp4, acts: mxfp8}
+  down: {weights: bf16, acts: fp8:token}
+EOF
+check mixed tests/golden/llama-text --recipe "$scratch/r.yaml"
+printf 'weights: fp4:g32\nembedding: int8:g8\nlinears:\n  v: {weights: f16}\n%s\n' \
+    'method: [nearest, lorc:rank=3]' >"$scratch/r.yaml"
+check lorc tests/golden/llama-text --recipe "$scratch/r.yaml"
+check "lorc int8" tests/golden/llama-text --weights int3:g16:f32 --method nearest,lorc:rank=5:int8
+printf 'weights: f16\nkv: fp8:token\n' >"$scratch/r.yaml"
+check "kv alone" tests/golden/llama-bias --recipe "$scratch/r.yaml"
 
 # Every family and option on rows of several groups, and on planes of any bytes.
 "$PYTHON" tests/spec/wide_model.py make "$scratch/wide"
-for word in int4:g64 int3:row:sym int3:g64:f32 int8:row:sym:f32 fp4:g256 fp4:g64:m1 fp4:g256:m2 fp4:g24:m2:floor fp4:g64:m2:matrix \
-    fp4e3m0:g128 fp4e3m0:row:m1:ceil:paper fp6:row fp6e3m2:g64:paper fp8:row fp8:g64 fp8e5m2:row \
+for word in int4:g64 int3:row:sym int3:g64:f32 int8:row:sym:f32 fp4:g256 fp4:g64:m1 fp4:g256:m2 \
+    fp4:g24:m2:floor fp4:g64:m2:matrix fp4e3m0:g128 fp4e3m0:row:m1:ceil:paper fp6:row fp6e3m2:g64:paper fp8:row fp8:g64 fp8e5m2:row \
     mxfp4 mxfp4:ceil mxfp6 mxfp6e3m2 mxfp8 mxfp8e5m2 mxint8 nvfp4 nvfp4:46 \
     dialect:b16 dialect:b32 dialect:b64:2s dialect:b128:mse:bd5 \
     dialect:4x4 dialect:4x8:2s dialect:8x8; do
@@ -64,7 +84,12 @@ def cases():
 
 def check(case):
     mine, n = read_model(case / "q"), 0
-    for file in (case / "values").iterdir():
+    linears, attention = read_formats(case / "q")
+    *lines, last = (case / "values/formats").read_text().splitlines()
+    assert tuple(last.split()) == attention, f"attention {attention}, expected {last}"
+    found = {m: (w, a, b == "1") for m, w, a, b in map(str.split, lines)}
+    assert linears == found, f"formats {linears}, expected {found}"
+    for file in (case / "values").glob("*.f32"):
         name = file.name.removesuffix(".f32")
         assert name in mine, name + " is missing"
         a, b = mine[name].astype("<f4").ravel(), np.fromfile(file, "<f4")

@@ -3,7 +3,8 @@
 
     read_nibble.py DIR      prints every matrix and vector with its shape and range
 
-read_model(DIR) gives a dict from Hugging Face tensor name to fp32 array. numpy only.
+read_model(DIR) gives a dict from Hugging Face tensor name to fp32 array (low-rank factors on their
+own), read_formats(DIR) what is quantized at run time. numpy only.
 """
 import json
 import re
@@ -193,6 +194,49 @@ def n_in_of(module, config):
     return hidden
 
 
+def read_formats(directory):
+    """Of every linear inside the blocks: (format of the weight, of its input, has a bias); and of
+    attention: queries, keys, values, probabilities."""
+    directory = Path(directory)
+    config = json.loads((directory / "config.json").read_text())
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    q = config.get("quantization_config", {"modules": {}})
+    linears = {}
+    for name in index["weight_map"]:
+        module, found, _ = name.partition(".weight")
+        if not found or not is_in_block(module) or "norm" in module:
+            continue
+        word = q["modules"].get(module, "none")
+        act = q.get("acts", "none") if word != "none" else "none"
+        act = q.get("act_modules", {}).get(module, act)
+        linears[module] = word, act, f"{module}.bias" in index["weight_map"]
+    kv = q.get("kv", "none")
+    attention = q.get("query", "none"), q.get("keys", kv), kv, q.get("probs", "none")
+    return linears, attention
+
+
+def is_in_block(module):
+    return ".layers." in module
+
+
+def dequantize_factor(lorc, n_in, tensors):
+    """One low-rank factor; tensors: plane -> (dtype word, array), "" the factor itself."""
+    if lorc["format"] in ("f16", "bf16", "f32"):
+        (dtype, a), = tensors.values()
+        assert list(tensors) == [""] and dtype == lorc["format"].upper()
+        out = to_fp32(dtype, a)
+    else:
+        out = dequantize(lorc["format"], n_in, tensors)
+    assert out.shape == (lorc["rank"], n_in), f"factor {out.shape}"
+    return out
+
+
+def take(tensors, stem):
+    """STEM and STEM.plane, out of the dict."""
+    names = [n for n in tensors if n == stem or n.startswith(stem + ".")]
+    return {n[len(stem) + 1:]: tensors.pop(n) for n in names}
+
+
 def read_model(directory):
     directory = Path(directory)
     config = json.loads((directory / "config.json").read_text())
@@ -206,9 +250,16 @@ def read_model(directory):
     assert set(tensors) == set(index["weight_map"])
     out = {}
     for module, word in q["modules"].items():
-        prefix = f"{module}.weight."
-        planes = {n[len(prefix):]: tensors.pop(n) for n in list(tensors) if n.startswith(prefix)}
-        out[module + ".weight"] = dequantize(word, n_in_of(module, config), planes)
+        weight = module + ".weight"
+        a, b = take(tensors, weight + ".lorc_a"), take(tensors, weight + ".lorc_b")
+        w = out[weight] = dequantize(word, n_in_of(module, config), take(tensors, weight))
+        if "lorc" in q and is_in_block(module):
+            out[weight + ".lorc_a"] = dequantize_factor(q["lorc"], w.shape[0], a)
+            out[weight + ".lorc_b"] = dequantize_factor(q["lorc"], w.shape[1], b)
+        else:
+            assert not a and not b, f"{module}: factors that the configuration does not tell of"
+    for module in q.get("biases", []):
+        assert f"{module}.bias" in tensors, f"{module}: its bias is missing"
     for name, (dtype, a) in tensors.items():
         assert dtype in ("F32", "F16", "BF16"), f"{name}: a plane of a module that is not listed"
         out[name] = to_fp32(dtype, a)

@@ -226,7 +226,8 @@ static void run_gram(nb_backend *be, const op_case *c, double *out)
     nb_view x = make_view(be, c, 1, c->T, c->M), y = make_view(be, c, 2, c->M, c->M);
     nb_format act = {0};
     if (c->act) assert_int_equal(nb_format_parse(&act, c->act, NULL), NB_OK);
-    for (int i = 0; i < 1 + c->add; i++) be->ops->gram_forward(be, y, x, c->act ? &act : NULL);
+    for (int i = 0; i < 1 + c->add; i++)
+        be->ops->gram_forward(be, y, x, c->act ? &act : NULL, c->kind == 1);
     take_view(be, y, out);
     for (int64_t i = 0; i < c->M; i++) {
         for (int64_t j = 0; j < i; j++) out[i * c->M + j] = 0;
@@ -447,12 +448,13 @@ static void test_gram(void **state)
                      .T = PICK(&r, 1, 3, 40, 130),
                      .M = PICK(&r, 1, 8, 67, 192, 200, 390),
                      .add = i % 2 == 0,
+                     .kind = i % 3 == 0, /* rows scaled */
                      .act = acts[nb_rng_next(&r) % NB_COUNT(acts)]};
         for (int compute = 0; compute < n_compute; compute++) {
             /* quantized absolute values: as in test_linear */
             double *size = sizes(run_gram, &c, (nb_compute)compute, c.M * c.M);
-            compare(run_gram, &c, (nb_compute)compute, size, 2 * (double)(2 * c.T + 4) * EPS,
-                    c.M * c.M);
+            double terms = (double)(2 * c.T + 4 + (c.kind ? c.M : 0)); /* a row's square, too */
+            compare(run_gram, &c, (nb_compute)compute, size, 2 * terms * EPS, c.M * c.M);
             free(size);
         }
     }

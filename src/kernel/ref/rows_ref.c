@@ -36,6 +36,13 @@ static void axpy(float *y, float a, const float *x, int64_t n)
     for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
+static void sub_rows(float *y, const float *a, const float *x, int64_t ldx, int64_t k, int64_t n)
+{
+    for (int64_t j = 0; j < k; j++) {
+        for (int64_t i = 0; i < n; i++) y[i] = fmaf(-a[j], x[j * ldx + i], y[i]);
+    }
+}
+
 static void add_rows(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
                      int64_t n)
 {
@@ -184,6 +191,7 @@ void nb_kernels_init_ref(nb_kernels *k)
         .add = add,
         .scale = scale,
         .axpy = axpy,
+        .sub_rows = sub_rows,
         .add_rows = add_rows,
         .bf16_from_f32 = bf16_from_f32,
         .f32_from_bf16 = f32_from_bf16,

@@ -138,6 +138,29 @@ static void axpy(float *y, float a, const float *x, int64_t n)
     v_store_n(y + i, v_fma(f, v_load_n(x + i, n - i), v_load_n(y + i, n - i)), n - i);
 }
 
+/* Four registers of y stay where they are while all rows pass: one load per FMA, no store. */
+static void sub_rows(float *y, const float *a, const float *x, int64_t ldx, int64_t k, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 4 * VLEN <= n; i += 4 * VLEN) {
+        vf s[4] = {v_load(y + i), v_load(y + i + VLEN), v_load(y + i + 2 * VLEN),
+                   v_load(y + i + 3 * VLEN)};
+        for (int64_t j = 0; j < k; j++) {
+            const float *row = x + j * ldx + i;
+            vf f = v_set1(a[j]);
+            for (int r = 0; r < 4; r++) s[r] = v_fnma(f, v_load(row + r * VLEN), s[r]);
+        }
+        for (int r = 0; r < 4; r++) v_store(y + i + r * VLEN, s[r]);
+    }
+    for (; i < n; i += VLEN) {
+        int64_t left = n - i < VLEN ? n - i : VLEN;
+        vf s = v_load_n(y + i, left);
+        for (int64_t j = 0; j < k; j++)
+            s = v_fnma(v_set1(a[j]), v_load_n(x + j * ldx + i, left), s);
+        v_store_n(y + i, s, left);
+    }
+}
+
 /* Columns [i, i + n) of add_rows, n <= VLEN. */
 static inline void add_columns(float *out, const float *w, const float *x, int64_t ldx,
                                int64_t rows, int64_t n)
@@ -353,6 +376,7 @@ void INIT_ROWS(nb_kernels *k)
     k->add = add;
     k->scale = scale;
     k->axpy = axpy;
+    k->sub_rows = sub_rows;
     k->add_rows = add_rows;
     k->bf16_from_f32 = bf16_from_f32;
     k->f32_from_bf16 = f32_from_bf16;

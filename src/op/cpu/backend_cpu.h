@@ -105,7 +105,7 @@ void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, con
                     const float *low, bool add);
 
 /* gram_cpu.c */
-void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act);
+void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit);
 
 /* attention_cpu.c, attention_few_cpu.c */
 void nb_cpu_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,

@@ -257,10 +257,11 @@ static void attend(heads *h, REAL *out, const REAL *q, int64_t head, int64_t pos
 {
     nb_kv_sight w = nb_kv_sight_of(h->s, pos, h->a->window);
     int64_t B = h->s->block, full = B ? nb_min_i64(w.split, w.end) : w.begin;
+    int64_t c = full > w.begin ? w.begin / B * B : full; /* the first chunk in sight */
     load_query(h, q);
     softmax_sight(h, head, &w);
     for (int d = 0; d < h->a->head_dim; d++) out[d] = 0;
-    for (int64_t c = B ? w.begin / B : 0; B && c * B < full; c++) add_chunk(h, out, head, c, &w);
+    for (; c < full; c += B) add_chunk(h, out, head, c / B, &w);
     add_tokens(h, out, head, nb_max_i64(full, w.begin), w.end);
 }
 

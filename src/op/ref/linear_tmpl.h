@@ -223,7 +223,16 @@ static void add_gram(nb_view out, const REAL *q)
     }
 }
 
-static void gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act)
+static void scale_to_unit(REAL *q, int64_t n)
+{
+    REAL sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += q[i] * q[i];
+    if (sum == 0) return;
+    REAL scale = sqrt((REAL)n / sum);
+    for (int64_t i = 0; i < n; i++) q[i] *= scale;
+}
+
+static void gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit)
 {
     assert(out.rows == x.cols && out.cols == x.cols);
     int64_t tile = nb_tile_rows(act), C = x.cols;
@@ -234,7 +243,10 @@ static void gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format
     for (int64_t t = 0; tmp && q && t < x.rows; t += tile) {
         int64_t n = nb_min_i64(tile, x.rows - t);
         load_rows(be, q, x, t, n, act, tmp);
-        for (int64_t r = 0; r < n; r++) add_gram(out, q + r * C);
+        for (int64_t r = 0; r < n; r++) {
+            if (unit) scale_to_unit(q + r * C, C);
+            add_gram(out, q + r * C);
+        }
     }
     free(tmp);
     free(q);
