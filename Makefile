@@ -38,6 +38,7 @@ $(BUILD)/src/base/%.o $(BUILD)/src/io/%.o $(BUILD)/src/token/%.o: WARN += -Wconv
 # ISA by suffix. Base code stays at the baseline of the architecture.
 $(BUILD)/%_avx2.o: ISA := -mavx2 -mfma -mf16c
 $(BUILD)/%_avx512.o: ISA := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
+$(BUILD)/%_avx512vnni.o: ISA := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
 $(BUILD)/src/%.o: src/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) -Isrc $(CFLAGS) $(ISA) -c $< -o $@

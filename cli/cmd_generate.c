@@ -19,6 +19,7 @@ static const cli_option options[] = {
     {"ctx", 'c', CLI_INT, AT(generate.n_ctx), 0, "N", "capacity of the KV cache (what is needed)"},
     {"chat", 0, CLI_FLAG, AT(generate.chat), 0, NULL, "the prompt is a message to a chat model"},
     {"ignore-eos", 0, CLI_FLAG, AT(generate.ignore_eos), 0, NULL, "go on after an end token"},
+    {"kv", 0, CLI_STRING, AT(run.kv), 0, "FORMAT", "of the KV cache, in place of the model's"},
     {"simulate", 0, CLI_FLAG, AT(run.simulate), 0, NULL, "unpack weights to fp32 when loading"},
     {0},
 };
@@ -65,6 +66,8 @@ static nb_status print_json(const output *o, const nb_generate_result *g, nb_err
     cli_print_real(&r, "prompt_tokens_per_second", NULL, g->prompt_tokens_per_second, 0);
     cli_print_real(&r, "decode_tokens_per_second", NULL, g->decode_tokens_per_second, 0);
     cli_print_int(&r, "kv_bytes", NULL, (int64_t)g->kv_bytes);
+    cli_print_int(&r, "kv_bytes_per_token", NULL, (int64_t)g->kv_bytes_per_token);
+    cli_print_int(&r, "nonfinite_activations", NULL, g->nonfinite_activations);
     return cli_print_end(&r, err);
 }
 
@@ -75,6 +78,10 @@ static void print_speed(const nb_generate_result *g)
     fprintf(stderr, "prompt %lld tokens, %.1f per second; generated %lld tokens, %.1f per second\n",
             (long long)g->prompt_tokens, g->prompt_tokens_per_second, (long long)g->tokens,
             g->decode_tokens_per_second);
+    if (g->nonfinite_activations > 0) {
+        fprintf(stderr, "%lld activations were Inf or NaN and have been saturated\n",
+                (long long)g->nonfinite_activations);
+    }
 }
 
 static nb_status generate(nb_model *m, cli_args *args, output *o, nb_error *err)

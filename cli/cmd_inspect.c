@@ -26,7 +26,10 @@ static void print_config(const nb_model_info *m, cli_printer *r)
     cli_print_int(r, "vocab", "vocabulary", m->n_vocab);
     cli_print_int(r, "ctx", "context", m->n_ctx);
     cli_print_int(r, "parameters", "parameters", m->n_params);
+    cli_print_text(r, "kv_keys", "keys in the KV cache", m->kv_keys);
+    cli_print_text(r, "kv_values", "values in the KV cache", m->kv_values);
     cli_print_bytes(r, "kv_bytes_per_token", "KV cache per token", (int64_t)m->kv_bytes_per_token);
+    cli_print_bytes(r, "kv_bytes_per_token_f16", "  in fp16", (int64_t)m->kv_bytes_per_token_f16);
     cli_print_bool(r, "tokenizer", "tokenizer", m->has_tokenizer);
 }
 

@@ -12,6 +12,8 @@ static void print_result(const nb_perplexity_result *p, bool json, cli_printer *
     cli_print_int(r, "windows", "windows", p->windows);
     cli_print_real(r, "seconds", "seconds", p->seconds, 1);
     cli_print_real(r, "tokens_per_second", "tokens per second", p->tokens_per_second, 1);
+    cli_print_int(r, "nonfinite_activations",
+                  p->nonfinite_activations ? "Inf, NaN saturated" : NULL, p->nonfinite_activations);
 }
 
 static nb_status run(cli_args *args, nb_error *err)

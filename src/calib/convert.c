@@ -267,6 +267,8 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
     if (!by_rows && nb_format_is_quantized(format)) {
         NB_TRY(make_lorc(c, name, out, &info->lorc, err));
     }
+    by_rows = by_rows && !format->matrix &&
+              format->tile <= 1; /* rows that share something stay together */
     int64_t chunk = by_rows ? nb_max_i64(1, NB_CHUNK_ELEMS / in->n_in) : in->n_out;
     error_sum sum = {0};
     nb_status st = NB_OK;

@@ -148,15 +148,17 @@ nb_status nb_eval_compare(const nb_net *net, const nb_net *ref, const int32_t *t
     run r = {.net = {net, ref}, .ctx = opt->ctx, .err = err};
     NB_TRY(nb_eval_windows(opt, n_tokens, &r.n_windows, err));
     double start = nb_now();
+    int64_t nonfinite = net->be->nonfinite;
     nb_status st = reserve(&r);
     for (int m = 0; m < 2 && st == NB_OK; m++) {
-        st = nb_window_create(&r.w[m], r.net[m], r.ctx, err);
+        st = nb_window_create(&r.w[m], r.net[m], r.ctx, opt->full_chunks, err);
     }
     if (st == NB_OK) st = all_windows(&r, tokens, watch);
     if (st == NB_OK) {
         summarise(&r, out);
         out->seconds = nb_now() - start;
         out->tokens_per_second = (double)(r.n_windows * r.ctx) / out->seconds;
+        out->nonfinite_activations = net->be->nonfinite - nonfinite;
     }
     for (int m = 0; m < 2; m++) nb_window_free(r.w[m]);
     free(r.m_kl);

@@ -62,10 +62,11 @@ nb_status nb_eval_perplexity(const nb_net *net, const int32_t *tokens, size_t n_
     NB_TRY(nb_eval_windows(opt, n_tokens, &n, err));
     run r = {.net = net, .err = err};
     double start = nb_now();
+    int64_t nonfinite = net->be->nonfinite;
     r.row = calloc((size_t)ctx, sizeof *r.row);
     r.mean = calloc((size_t)n, sizeof *r.mean);
     nb_status st = r.row && r.mean ? NB_OK : nb_fail_memory(err, "losses", (size_t)(ctx + n) * 8);
-    if (st == NB_OK) st = nb_window_create(&r.w, net, ctx, err);
+    if (st == NB_OK) st = nb_window_create(&r.w, net, ctx, opt->full_chunks, err);
     if (st == NB_OK) st = all_windows(&r, tokens, ctx, n, watch);
     if (st == NB_OK) {
         double error;
@@ -76,6 +77,7 @@ nb_status nb_eval_perplexity(const nb_net *net, const int32_t *tokens, size_t n_
         out->tokens = n * (ctx - 1);
         out->seconds = nb_now() - start;
         out->tokens_per_second = (double)(n * ctx) / out->seconds;
+        out->nonfinite_activations = net->be->nonfinite - nonfinite;
     }
     nb_window_free(r.w);
     free(r.row);

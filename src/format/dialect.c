@@ -4,6 +4,10 @@
  *   dialect:bN       weights by the least squared error (fit), data that arrives online by the
  *                    two stages (fit_online), as the paper has it (D15)
  *   dialect:bN:mse   the least error for both       dialect:bN:2s   the two stages for both
+ *   dialect:RxC      evaluation only: blocks of R rows (outputs, tokens) and C inputs, 4x4, 4x8 or
+ *                    8x8 (appendix G of the paper has 8x4 for the last two in weights [K, N]: the
+ *                    same after transposing). Rows are stored as ever, in groups of C: each of the
+ *                    R repeats exponent and dialect
  *   ...:bd5          exponents limited to the paper's five bits, -16 .. 15 (D8); stored as ever
  *
  *   w = half[id][code] * 2^(SE - 1)          qparam: scale = 2^(SE - 1), id = dialect, zero = 0
@@ -22,11 +26,12 @@
 #include <stdio.h>
 
 #include "format/bits.h"
-#include "format/dialect_codec.h"
-#include "format/format.h"
+#include "format/dialect.h"
 #include "format/scale.h"
 #include "format/ste.h"
 #include "format/word.h"
+
+extern const nb_format_family nb_format_family_dialect;
 
 enum { RULE_OF_USE = 0, RULE_MSE = 1, RULE_2S = 2, CLAMP_BD5 = 4 }; /* nb_format.variant: bits */
 
@@ -44,13 +49,9 @@ static int take_block(const char **s)
     return 0;
 }
 
-static int parse_dialect(const char *word, nb_format *f, nb_error *err)
+/* What follows the block. */
+static int take_rule(const char *word, const char *s, nb_format *f, nb_error *err)
 {
-    const char *s = word;
-    if (!nb_word_take(&s, "dialect")) return 0;
-    if (nb_word_take(&s, ":")) f->group = take_block(&s);
-    if (f->group == 0)
-        return nb_word_fail(word, "expected dialect: and b16, b32, b64 or b128", err);
     if (nb_word_take(&s, ":mse")) f->variant = RULE_MSE;
     if (f->variant == RULE_OF_USE && nb_word_take(&s, ":2s")) f->variant = RULE_2S;
     if (nb_word_take(&s, ":bd5")) f->variant |= CLAMP_BD5;
@@ -60,6 +61,37 @@ static int parse_dialect(const char *word, nb_format *f, nb_error *err)
     f->sym = true;
     snprintf(f->word, sizeof f->word, "%s", word); /* there is one spelling of each */
     return 1;
+}
+
+static int parse_dialect(const char *word, nb_format *f, nb_error *err)
+{
+    const char *s = word;
+    if (!nb_word_take(&s, "dialect")) return 0;
+    if (nb_word_take(&s, ":")) f->group = take_block(&s);
+    if (f->group > 0) return take_rule(word, s, f, err);
+    return nb_word_fail(word, "expected dialect: and b16, b32, b64, b128, 4x4, 4x8 or 8x8", err);
+}
+
+static int parse_dialect2d(const char *word, nb_format *f, nb_error *err)
+{
+    static const struct {
+        const char *name;
+        int rows, cols;
+    } tiles[] = {{"dialect:4x4", 4, 4}, {"dialect:4x8", 4, 8}, {"dialect:8x8", 8, 8}};
+    for (size_t i = 0; i < NB_COUNT(tiles); i++) {
+        const char *s = word;
+        if (!nb_word_take(&s, tiles[i].name)) continue;
+        f->tile = tiles[i].rows;
+        f->group = tiles[i].cols;
+        return take_rule(word, s, f, err);
+    }
+    return 0;
+}
+
+static unsigned uses_dialect2d(const nb_format *f)
+{
+    NB_UNUSED(f);
+    return NB_FOR_WEIGHTS | NB_FOR_ACTS;
 }
 
 static unsigned uses_dialect(const nb_format *f)
@@ -72,7 +104,7 @@ static unsigned uses_dialect(const nb_format *f)
 
 /* 2^(SE - 1) for SE = byte - 127: the field of the float is byte - 1; the lowest two, 2^-128 and
  * 2^-127, are subnormal. */
-static float scale_of_byte(unsigned byte)
+float nb_dialect_scale(unsigned byte)
 {
     if (byte == 255) return NAN;
     return nb_f32_from_bits(byte < 2 ? 0x00200000u << byte : (byte - 1) << 23);
@@ -92,17 +124,26 @@ static nb_dialect dialect_of(const nb_qparam *p)
 
 /* ---- one block ------------------------------------------------------------------------- */
 
-static nb_qparam fit_block(const nb_format *f, bool least_error, const float *w,
-                           const float *importance, int64_t n, uint32_t max)
+static nb_dialect_rule rule_of(const nb_format *f, bool least_error)
 {
     bool bd5 = f->variant & CLAMP_BD5;
-    nb_dialect_rule rule = {
+    return (nb_dialect_rule){
         .least_error = least_error,
         .se_min = bd5 ? NB_DIALECT_SE_MIN_BD5 : NB_DIALECT_SE_MIN,
         .se_max = bd5 ? NB_DIALECT_SE_MAX_BD5 : NB_DIALECT_SE_MAX,
     };
+}
+
+nb_dialect_rule nb_dialect_online_rule(const nb_format *f)
+{
+    return rule_of(f, f->variant & RULE_MSE);
+}
+
+static nb_qparam fit_block(nb_dialect_rule rule, const float *w, const float *importance, int64_t n,
+                           uint32_t max)
+{
     nb_dialect d = nb_dialect_fit(&rule, w, importance, n, max);
-    return (nb_qparam){.scale = scale_of_byte((unsigned)(d.se + 127)), .id = (uint8_t)d.id};
+    return (nb_qparam){.scale = nb_dialect_scale((unsigned)(d.se + 127)), .id = (uint8_t)d.id};
 }
 
 /* Clip ratios shrink the maximum that the exponent and stage 1 see; values beyond saturate. */
@@ -112,12 +153,12 @@ static void fit_dialect(const nb_format *f, const float *w, const float *importa
     float lo, hi;
     nb_group_range(w, n, clip_lo, clip_hi, &lo, &hi);
     uint32_t top = nb_dialect_magnitude(fmaxf(-lo, hi));
-    *p = fit_block(f, !(f->variant & RULE_2S), w, importance, n, top);
+    *p = fit_block(rule_of(f, !(f->variant & RULE_2S)), w, importance, n, top);
 }
 
 static void fit_online_dialect(const nb_format *f, const float *x, int64_t n, nb_qparam *p)
 {
-    *p = fit_block(f, f->variant & RULE_MSE, x, NULL, n, nb_dialect_max(x, n));
+    *p = fit_block(nb_dialect_online_rule(f), x, NULL, n, nb_dialect_max(x, n));
 }
 
 static void encode_dialect(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
@@ -158,7 +199,7 @@ static int planes_dialect(const nb_format *f, int64_t n_in, nb_plane_spec out[NB
 static nb_qparam load_param(const uint8_t *const plane[], int64_t g)
 {
     unsigned ids = plane[2][g / 2];
-    return (nb_qparam){.scale = scale_of_byte(plane[1][g]), .id = g % 2 ? ids >> 4 : ids & 15};
+    return (nb_qparam){.scale = nb_dialect_scale(plane[1][g]), .id = g % 2 ? ids >> 4 : ids & 15};
 }
 
 static void pack_row_dialect(const nb_format *f, const uint8_t *codes, const nb_qparam *p,
@@ -194,6 +235,47 @@ static void dequant_row_dialect(const nb_format *f, const uint8_t *const plane[]
     }
 }
 
+/* ---- rows as integers ------------------------------------------------------------------ */
+
+bool nb_format_is_dialect(const nb_format *f) { return f->family == &nb_format_family_dialect; }
+
+bool nb_dialect_is_pair(const nb_format *a, const nb_format *b)
+{
+    return nb_format_is_dialect(a) && nb_format_is_dialect(b) && a->group == b->group;
+}
+
+void nb_dialect_quantize_row(const nb_format *f, const float *x, int64_t n, int8_t *half,
+                             uint8_t *exponent)
+{
+    int64_t groups = nb_format_groups(f, n);
+    for (int64_t g = 0; g < groups; g++) {
+        uint8_t codes[NB_DIALECT_BLOCK_MAX];
+        nb_qparam p;
+        int64_t at = nb_group_begin(f, g), m = nb_group_length(f, n, g);
+        fit_online_dialect(f, x + at, m, &p);
+        encode_dialect(f, &p, x + at, m, codes);
+        for (int64_t i = 0; i < m; i++) half[at + i] = nb_dialect_half[p.id][codes[i]];
+        exponent[g] = (uint8_t)byte_of_scale(p.scale);
+    }
+}
+
+void nb_dialect_decode_row(const nb_format *f, const uint8_t *const plane[], int64_t n,
+                           int8_t *half, uint8_t *exponent)
+{
+    int64_t groups = nb_format_groups(f, n);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t at = nb_group_begin(f, g), m = nb_group_length(f, n, g);
+        const int8_t *values = nb_dialect_half[plane[2][g / 2] >> g % 2 * 4 & 15];
+        for (int64_t i = at; i < at + m; i++) half[i] = values[plane[0][i / 2] >> i % 2 * 4 & 15];
+        exponent[g] = plane[1][g];
+    }
+}
+
+static int64_t find_nan_dialect(const nb_format *f, const uint8_t *const plane[], int64_t n_in)
+{
+    return nb_e8m0_find_nan(plane[1], nb_format_groups(f, n_in));
+}
+
 const nb_format_family nb_format_family_dialect = {
     .name = "dialect",
     .usage = "dialect:{b16|b32|b64|b128}[:mse|:2s][:bd5]",
@@ -208,4 +290,23 @@ const nb_format_family nb_format_family_dialect = {
     .pack_row = pack_row_dialect,
     .unpack_row = unpack_row_dialect,
     .dequant_row = dequant_row_dialect,
+    .find_nan = find_nan_dialect,
+};
+
+/* Its blocks are not those of the kernels, hence a family of its own. */
+const nb_format_family nb_format_family_dialect2d = {
+    .name = "dialect2d",
+    .usage = "dialect:{4x4|4x8|8x8}[:mse|:2s][:bd5]",
+    .parse = parse_dialect2d,
+    .uses = uses_dialect2d,
+    .planes = planes_dialect,
+    .fit = fit_dialect,
+    .fit_online = fit_online_dialect,
+    .encode = encode_dialect,
+    .decode = decode_dialect,
+    .grid = grid_dialect,
+    .pack_row = pack_row_dialect,
+    .unpack_row = unpack_row_dialect,
+    .dequant_row = dequant_row_dialect,
+    .find_nan = find_nan_dialect,
 };

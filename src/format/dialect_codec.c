@@ -77,17 +77,17 @@ int nb_dialect_exponent(uint32_t max, int se_min, int se_max)
 
 static int is_in(nb_dialect_range r, unsigned q) { return q - r.first < r.count; }
 
-/* Stage 1: the pair whose largest magnitude is nearest to the block's in half units (D2). */
-static int pair_of_max(unsigned q_max)
+/* In half units; beyond the book's 8 .. 15 the nearest of them (D2). */
+int nb_dialect_even(uint32_t max, int se)
 {
-    int h = (int)(q_max + 1) >> 1;
+    int h = (int)(nb_dialect_align(max, se) + 1) >> 1;
     h = h < 8 ? 8 : h;
-    return 15 - (h > 15 ? 15 : h);
+    return 2 * (15 - (h > 15 ? 15 : h));
 }
 
 int nb_dialect_two_stage(const float *x, int64_t n, uint32_t max, int se)
 {
-    int even = 2 * pair_of_max(nb_dialect_align(max, se)), odd_lead = 0;
+    int even = nb_dialect_even(max, se), odd_lead = 0;
     nb_dialect_range e = nb_dialect_benefit[even], o = nb_dialect_benefit[even + 1];
     for (int64_t i = 0; i < n; i++) {
         unsigned q = nb_dialect_align(nb_dialect_magnitude(x[i]), se);

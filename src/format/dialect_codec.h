@@ -93,6 +93,10 @@ uint32_t nb_dialect_max(const float *x, int64_t n);
 /* SE = floor(log2 max) - 2, so that max lies in [4, 8) units; clamped to [se_min, se_max]. */
 int nb_dialect_exponent(uint32_t max, int se_min, int se_max);
 
+/* Stage 1 of section 3.2: the even member of the pair whose largest magnitude is nearest to the
+ * block's. */
+int nb_dialect_even(uint32_t max, int se);
+
 /* Section 3.2, for data that arrives online: the block maximum names a pair, then its member with
  * the larger number of values in its beneficial range; the even one on a tie (D1). */
 int nb_dialect_two_stage(const float *x, int64_t n, uint32_t max, int se);

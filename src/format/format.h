@@ -16,7 +16,8 @@
 #include "format/dtype.h"
 
 #define NB_MAX_PLANES  4
-#define NB_FORMAT_WORD 32
+#define NB_TILE_MAX    64 /* values of a group of several rows */
+#define NB_FORMAT_WORD 40
 
 typedef struct nb_format_family nb_format_family;
 typedef struct nb_grid nb_grid;
@@ -28,6 +29,9 @@ typedef struct nb_format {
     bool sym;                       /* no zero point                                          */
     int group;                      /* values per group; 0: the whole row                     */
     int variant;                    /* the family's own (plain: nb_dtype)                     */
+    int tile;                       /* rows that share the parameters of each group; 0: one   */
+    bool matrix;                    /* all rows of a matrix share their nb_qparam.base        */
+    float base;                     /* given, instead of what fit_base finds; 0: not given    */
 } nb_format;
 
 /* Parameters of one group, exactly as they are stored. */
@@ -63,7 +67,8 @@ struct nb_format_family {
 
     /* What all groups of a row share (the base of power-of-two scales, the outer scale of NVFP4),
      * found before any of them is fitted; clip_lo, clip_hi: [groups] or NULL, all 1. NULL: this
-     * family has nothing of the kind. */
+     * family has nothing of the kind. Where rows share it as well (`matrix`), it is the largest of
+     * theirs: nb_job_run finds that and gives it (nb_format.base). */
     float (*fit_base)(const nb_format *f, const float *w, const float *importance, int64_t n_in,
                       const float *clip_lo, const float *clip_hi);
 
@@ -74,9 +79,15 @@ struct nb_format_family {
     void (*fit)(const nb_format *f, const float *w, const float *importance, int64_t n,
                 float clip_lo, float clip_hi, nb_qparam *p);
 
-    /* The same for data that arrives online (activations, KV cache): no clip, any values, NaN and
-     * Inf included. NULL: fit serves. For families whose rules differ between the two. */
+    /* The same for data that arrives online (activations, KV cache): no clip, any values; NaN and
+     * Inf saturate, here and in encode. NULL: fit serves. For families whose rules differ between
+     * the two. */
     void (*fit_online)(const nb_format *f, const float *x, int64_t n, nb_qparam *p);
+
+    /* Groups of a row that are stored with a scale twice as large as fit asks for, or larger, since
+     * the one below is out of reach of the base. NULL: none ever. */
+    int64_t (*count_clamped)(const nb_format *f, const float *w, const float *importance,
+                             int64_t n_in, const float *clip_lo, const float *clip_hi);
 
     /* Nearest codes (ties to the even code) and values of the codes, for one group. */
     void (*encode)(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
@@ -98,6 +109,10 @@ struct nb_format_family {
      * row kernel. */
     void (*dequant_row)(const nb_format *f, const uint8_t *const plane[], int64_t n_in, float *w);
 
+    /* For readers: the first group of a packed row whose scale is NaN, which nobody writes; -1:
+     * none. NULL: the values themselves have to be looked at. */
+    int64_t (*find_nan)(const nb_format *f, const uint8_t *const plane[], int64_t n_in);
+
     /* encode and decode of n values that each have parameters of their own, w[i] with p[i]: a piece
      * of a column. NULL: one by one. Called through nb_format_round_each. */
     void (*round_each)(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
@@ -113,11 +128,17 @@ nb_format nb_format_plain(nb_dtype t);
 /* True for formats with fit/encode/pack; false for plain storage types and "none". */
 bool nb_format_is_quantized(const nb_format *f);
 
-/* fit_base, 0 for families without one; and base and fit of every group: p [groups]. */
+/* The base that is given, or fit_base, 0 for families without one; and base and fit of every group:
+ * p [groups]. */
 float nb_format_fit_base(const nb_format *f, const float *w, const float *importance, int64_t n_in,
                          const float *clip_lo, const float *clip_hi);
 void nb_format_fit_row(const nb_format *f, const float *w, const float *importance, int64_t n_in,
                        const float *clip_lo, const float *clip_hi, nb_qparam *p);
+
+/* Groups of `tile` rows as one: parameters [groups] that n_rows <= f->tile rows of w share, by fit
+ * without clips, or by fit_online. The rows are `ld` floats apart. */
+void nb_format_fit_tile(const nb_format *f, const float *w, int64_t ld, int64_t n_rows,
+                        int64_t n_in, bool online, nb_qparam *p);
 
 /* sum importance_i (w_i - decode(encode(w_i)))^2 over the n values of a group, in a fixed order;
  * importance NULL: all 1. */
@@ -144,6 +165,8 @@ typedef struct nb_matrix {
     const uint8_t *plane[NB_MAX_PLANES]; /* [n_out, row_bytes] each */
 } nb_matrix;
 
+/* The planes of one row. */
+void nb_matrix_row(const nb_matrix *m, int64_t row, const uint8_t *plane[NB_MAX_PLANES]);
 /* Rows [row, row + n_rows) as fp32 [n_rows, n_in]. */
 void nb_matrix_dequant(const nb_matrix *m, int64_t row, int64_t n_rows, float *out);
 int64_t nb_matrix_bytes(const nb_matrix *m);

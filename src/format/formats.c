@@ -4,6 +4,7 @@
 #include "format/format.h"
 
 extern const nb_format_family nb_format_family_dialect;
+extern const nb_format_family nb_format_family_dialect2d;
 extern const nb_format_family nb_format_family_fp;
 extern const nb_format_family nb_format_family_int;
 extern const nb_format_family nb_format_family_mx;
@@ -13,13 +14,10 @@ extern const nb_format_family nb_format_family_plain;
 /* The first family that knows a word has it: "mxfp4" is nibble's planes; GGUF's block of that name
  * is only made by nb_format_plain. */
 const nb_format_family *const nb_format_families[] = {
-    &nb_format_family_int,
-    &nb_format_family_fp,
-    &nb_format_family_mx,
-    &nb_format_family_nvfp4,
-    &nb_format_family_dialect,
-    &nb_format_family_plain,
-    NULL,
+    &nb_format_family_int,       &nb_format_family_fp,
+    &nb_format_family_mx,        &nb_format_family_nvfp4,
+    &nb_format_family_dialect2d, &nb_format_family_dialect,
+    &nb_format_family_plain,     NULL,
 };
 
 static nb_status fail_unknown(const char *word, nb_error *err)
@@ -68,7 +66,7 @@ bool nb_format_is_quantized(const nb_format *f) { return f->family && f->family-
 float nb_format_fit_base(const nb_format *f, const float *w, const float *importance, int64_t n_in,
                          const float *clip_lo, const float *clip_hi)
 {
-    if (!f->family->fit_base) return 0;
+    if (f->base > 0 || !f->family->fit_base) return f->base;
     return f->family->fit_base(f, w, importance, n_in, clip_lo, clip_hi);
 }
 
@@ -82,6 +80,23 @@ void nb_format_fit_row(const nb_format *f, const float *w, const float *importan
         p[g].base = base;
         f->family->fit(f, w + at, importance ? importance + at : NULL, nb_group_length(f, n_in, g),
                        clip_lo ? clip_lo[g] : 1, clip_hi ? clip_hi[g] : 1, &p[g]);
+    }
+}
+
+void nb_format_fit_tile(const nb_format *f, const float *w, int64_t ld, int64_t n_rows,
+                        int64_t n_in, bool online, nb_qparam *p)
+{
+    float values[NB_TILE_MAX];
+    for (int64_t g = 0; g < nb_format_groups(f, n_in); g++) {
+        int64_t at = nb_group_begin(f, g), n = nb_group_length(f, n_in, g);
+        for (int64_t r = 0; r < n_rows; r++) {
+            memcpy(values + r * n, w + r * ld + at, (size_t)n * sizeof *values);
+        }
+        if (online) {
+            f->family->fit_online(f, values, n_rows * n, &p[g]);
+        } else {
+            f->family->fit(f, values, NULL, n_rows * n, 1, 1, &p[g]);
+        }
     }
 }
 
@@ -138,13 +153,20 @@ int64_t nb_format_row_bytes(const nb_format *f, int64_t n_in)
     return bytes;
 }
 
-void nb_matrix_dequant(const nb_matrix *m, int64_t row, int64_t n_rows, float *out)
+void nb_matrix_row(const nb_matrix *m, int64_t row, const uint8_t *plane[NB_MAX_PLANES])
 {
     nb_plane_spec spec[NB_MAX_PLANES];
     int n = m->format.family->planes(&m->format, m->n_in, spec);
+    for (int i = 0; i < NB_MAX_PLANES; i++) {
+        plane[i] = i < n ? m->plane[i] + row * spec[i].row_bytes : NULL;
+    }
+}
+
+void nb_matrix_dequant(const nb_matrix *m, int64_t row, int64_t n_rows, float *out)
+{
     for (int64_t r = 0; r < n_rows; r++) {
-        const uint8_t *plane[NB_MAX_PLANES] = {0};
-        for (int i = 0; i < n; i++) plane[i] = m->plane[i] + (row + r) * spec[i].row_bytes;
+        const uint8_t *plane[NB_MAX_PLANES];
+        nb_matrix_row(m, row + r, plane);
         m->format.family->dequant_row(&m->format, plane, m->n_in, out + r * m->n_in);
     }
 }

@@ -8,6 +8,7 @@
  *   row     one group
  *   token   one group per row of activations or of the KV cache; the scale stays fp32
  *   m1, m2  scales of 4-bit floats tied to powers of two (below)
+ *   matrix  m2: one base for all rows of a matrix, each of which stores it
  *   paper   round as the paper does (minifloat.h), with its largest values: for evaluation. Its
  *           8-bit codes have no byte in a file, so there it goes with token alone
  *
@@ -24,9 +25,9 @@
  * 1 for a group of zeros. A free scale is rounded to its stored type first and codes follow from
  * what is stored; they saturate, so a scale rounded down does no harm.
  *
- *   m2   base = largest S of the row; e is the floor or the ceiling of log2(base / S), whichever
- *        gives the lower squared error (weighted by importance, in double), the smaller e if both
- *        do; 0 <= e <= 14, or 11 for E3M0: the range in which the cast to E4M3 is exact
+ *   m2   base = largest S of the row, or of the matrix; e is the floor or the ceiling of log2(base
+ * / S), whichever gives the lower squared error (weighted by importance, in double), the smaller e
+ * if both do; 0 <= e <= 14, or 11 for E3M0: the range in which the cast to E4M3 is exact
  *        (fp4_cast.h). The ceiling clips; it is taken only when it wins.
  *   m1   the same with base = 2^k of the group with the largest scale, so that scale = 2^k
  *   :floor, :ceil   always the one or the other: of log2(base / S) in m2, of log2 S in m1; "ceil"
@@ -93,7 +94,7 @@ static int take_name(const char **s)
     return -1;
 }
 
-/* What follows the grain: [:m1|:m2 [:floor|:ceil]] [:paper]. */
+/* What follows the grain: [:m1|:m2[:matrix] [:floor|:ceil]] [:paper]. */
 static int take_tail(const char *word, const char *s, nb_minifloat t, nb_grain grain, nb_format *f,
                      nb_error *err)
 {
@@ -105,12 +106,14 @@ static int take_tail(const char *word, const char *s, nb_minifloat t, nb_grain g
             return nb_word_fail(word, "m1 and m2 are for fp4 and fp4e3m0 by row or group", err);
         }
         kind = m1 ? SCALE_M1 : SCALE_M2;
+        f->matrix = m2 && nb_word_take(&s, ":matrix");
         if (nb_word_take(&s, ":floor")) pick = PICK_FLOOR;
         if (pick == PICK_BEST && nb_word_take(&s, ":ceil")) pick = PICK_CEIL;
     }
     bool paper = nb_word_take(&s, ":paper");
     if (*s) {
-        return nb_word_fail(word, "expected :m1 or :m2, :floor or :ceil, :paper or nothing", err);
+        return nb_word_fail(
+            word, "expected :m1, :m2 or :m2:matrix, :floor or :ceil, :paper or nothing", err);
     }
     if (paper && f->bits == 8 && grain != NB_GRAIN_TOKEN) {
         return nb_word_fail(word, "paper values beyond 448 have no byte: only with token", err);
@@ -139,8 +142,8 @@ static int parse_fp(const char *word, nb_format *f, nb_error *err)
                                                                                  ":ceil"};
     char size[16];
     nb_word_print_grain(size, grain, f->group);
-    snprintf(f->word, sizeof f->word, "%s:%s%s%s%s", names[name].name, size, kinds[kind_of(f)],
-             picks[pick_of(f)], is_paper(f) ? ":paper" : "");
+    snprintf(f->word, sizeof f->word, "%s:%s%s%s%s%s", names[name].name, size, kinds[kind_of(f)],
+             f->matrix ? ":matrix" : "", picks[pick_of(f)], is_paper(f) ? ":paper" : "");
     return 1;
 }
 
@@ -252,6 +255,21 @@ static float fit_base_fp(const nb_format *f, const float *w, const float *import
         if (s > 0) base = fmaxf(base, base_alone(&g, s));
     }
     return base > 0 ? base : 1;
+}
+
+static int64_t count_clamped_fp(const nb_format *f, const float *w, const float *importance,
+                                int64_t n_in, const float *clip_lo, const float *clip_hi)
+{
+    if (!nb_fp_has_base(f)) return 0;
+    float base = nb_format_fit_base(f, w, importance, n_in, clip_lo, clip_hi);
+    float least = ldexpf(base, -e_max(f, base));
+    int64_t count = 0;
+    for (int64_t i = 0; i < nb_format_groups(f, n_in); i++) {
+        group g = {f, w + nb_group_begin(f, i), NULL, nb_group_length(f, n_in, i)};
+        float s = free_scale(&g, clip_lo ? clip_lo[i] : 1, clip_hi ? clip_hi[i] : 1);
+        count += s > 0 && 2 * s <= least;
+    }
+    return count;
 }
 
 static void fit_fp(const nb_format *f, const float *w, const float *importance, int64_t n,
@@ -371,12 +389,13 @@ static void dequant_row_fp(const nb_format *f, const uint8_t *const plane[], int
 
 const nb_format_family nb_format_family_fp = {
     .name = "fp",
-    .usage = "fp{4|4e3m0|6|6e3m2|8|8e5m2}:{row|gN|token}[:m1|:m2[:floor|:ceil]][:paper]",
+    .usage = "fp{4|4e3m0|6|6e3m2|8|8e5m2}:{row|gN|token}[:m1|:m2[:matrix][:floor|:ceil]][:paper]",
     .parse = parse_fp,
     .uses = uses_fp,
     .planes = planes_fp,
     .fit_base = fit_base_fp,
     .fit = fit_fp,
+    .count_clamped = count_clamped_fp,
     .encode = encode_fp,
     .decode = decode_fp,
     .grid = grid_fp,

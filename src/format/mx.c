@@ -190,6 +190,11 @@ static void dequant_row_mx(const nb_format *f, const uint8_t *const plane[], int
     }
 }
 
+static int64_t find_nan_mx(const nb_format *f, const uint8_t *const plane[], int64_t n_in)
+{
+    return nb_e8m0_find_nan(plane[1], nb_format_groups(f, n_in));
+}
+
 const nb_format_family nb_format_family_mx = {
     .name = "mx",
     .usage = "mx{fp4|fp6|fp6e3m2|fp8|fp8e5m2|int8}[:ceil]",
@@ -203,5 +208,6 @@ const nb_format_family nb_format_family_mx = {
     .pack_row = pack_row_mx,
     .unpack_row = unpack_row_mx,
     .dequant_row = dequant_row_mx,
+    .find_nan = find_nan_mx,
     .round_each = round_each_mx,
 };

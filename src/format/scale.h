@@ -6,6 +6,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdbool.h>
+#include <string.h>
 
 #include "format/half.h"
 
@@ -47,6 +48,13 @@ static inline float nb_scale_round(float s, bool wide)
 {
     if (wide) return fmaxf(fminf(s, FLT_MAX), FLT_MIN);
     return nb_f16_to_f32(nb_f16_from_f32(fmaxf(fminf(s, NB_F16_MAX), NB_F16_TINY)));
+}
+
+/* First of n scales of one byte, E8M0, that is NaN; -1: none. */
+static inline int64_t nb_e8m0_find_nan(const uint8_t *scales, int64_t n)
+{
+    const uint8_t *at = memchr(scales, 255, (size_t)n);
+    return at ? at - scales : -1;
 }
 
 static inline void nb_scale_save(uint8_t *plane, int64_t g, float s, bool wide)

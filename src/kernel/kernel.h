@@ -22,6 +22,10 @@ typedef struct nb_kernels {
     /* y[i] -= sum a[j] x[j ldx + i] over k rows of x: one fused step per row, in their order, so
      * that every level gives the same bits. */
     void (*sub_rows)(float *y, const float *a, const float *x, int64_t ldx, int64_t k, int64_t n);
+    /* out[i] += sum over r of w[r] x[r ldx + i], i < n; the sum is made first, from r = 0 up, so
+     * that it is exact where every partial sum is. */
+    void (*add_rows)(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
+                     int64_t n);
 
     /* Round to nearest, ties to even; exact the other way. */
     void (*bf16_from_f32)(uint16_t *out, const float *x, int64_t n);
@@ -54,6 +58,21 @@ typedef struct nb_kernels {
 
     /* One row of the "int" family (format/int.c), bit-exact with its dequant_row. */
     void (*dequant_int)(const nb_format *f, const uint8_t *const plane[], int64_t n, float *out);
+
+    /* Rows of dialect blocks as half units and exponents (format/dialect.h), all bit-exact:
+     * online quantization, decoding of a packed row, values half * 2^(exponent - 128), and the row
+     * product y += (sum half_a half_w) * 2^(exponent_a + exponent_w - 256) from 0, block by block
+     * in ascending order. */
+    void (*dialect_quantize)(const nb_format *f, const float *x, int64_t n, int8_t *half,
+                             uint8_t *exponent);
+    void (*dialect_decode)(const nb_format *f, const uint8_t *const plane[], int64_t n,
+                           int8_t *half, uint8_t *exponent);
+    void (*dialect_value)(const int8_t *half, const uint8_t *exponent, int64_t n, int block,
+                          float *out);
+    float (*dialect_dot)(const int8_t *a, const uint8_t *exponent_a, const int8_t *w,
+                         const uint8_t *exponent_w, int64_t n, int block);
+    void (*dequant_dialect)(const nb_format *f, const uint8_t *const plane[], int64_t n,
+                            float *out);
 
     /* -- training -- */
 
@@ -96,6 +115,7 @@ nb_dequant_fn nb_kernels_find_dequant(const nb_kernels *k, const nb_format *f);
 /* The steps of nb_kernels_init. */
 void nb_kernels_init_ref(nb_kernels *k);
 void nb_kernels_init_train_ref(nb_kernels *k);
+void nb_kernels_init_dialect_ref(nb_kernels *k);
 #if defined(__x86_64__)
 void nb_kernels_init_avx2(nb_kernels *k);
 void nb_kernels_init_avx512(nb_kernels *k);
@@ -103,6 +123,8 @@ void nb_kernels_init_int_avx2(nb_kernels *k);
 void nb_kernels_init_int_avx512(nb_kernels *k);
 void nb_kernels_init_train_avx2(nb_kernels *k);
 void nb_kernels_init_train_avx512(nb_kernels *k);
+void nb_kernels_init_dialect_avx2(nb_kernels *k);
+void nb_kernels_init_dialect_avx512vnni(nb_kernels *k);
 #endif
 
 #endif

@@ -66,7 +66,7 @@ static nb_status create_norm(nb_trainer *t, nb_norm_role r, nb_error *err)
 }
 
 /* What the source block makes of the states that stored blocks left. */
-static nb_status forward_source(nb_trainer *t, nb_block *block, nb_workspace *ws, nb_kv kv,
+static nb_status forward_source(nb_trainer *t, nb_block *block, nb_workspace *ws, nb_kv *kv,
                                 nb_error *err)
 {
     const nb_block_job *job = t->job;
@@ -87,17 +87,18 @@ static nb_status create_own(nb_trainer *t, nb_error *err)
     nb_host_block host = *job->block;
     nb_block *block = NULL;
     nb_workspace *ws = NULL;
-    nb_kv kv = {0};
+    nb_kv *kv = NULL;
     nb_status st;
-    int64_t width = (int64_t)job->cfg->n_kv_heads * job->cfg->head_dim;
     for (int r = 0; r < NB_N_ROLES; r++) host.linear[r].act = (nb_format){0};
+    host.attn = (nb_attn_formats){0};
     NB_GOTO(st, new_view(t, job->x_stored.rows, job->x_stored.cols, &t->own, err));
-    NB_GOTO(st, new_view(t, job->seqlen, width, &kv.k, err));
-    NB_GOTO(st, new_view(t, job->seqlen, width, &kv.v, err));
     NB_GOTO(st, nb_block_create(job->be, job->cfg, &host, &block, err));
+    nb_kv_desc d = nb_block_kv(block, job->seqlen);
+    NB_GOTO(st, job->be->ops->kv_create(job->be, &d, &kv, err));
     NB_GOTO(st, nb_workspace_create(job->be, job->cfg, job->seqlen, &ws, err));
     st = forward_source(t, block, ws, kv, err);
 done:
+    job->be->ops->kv_free(job->be, kv);
     nb_workspace_free(ws);
     nb_block_free(block);
     return st;

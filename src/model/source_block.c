@@ -98,6 +98,22 @@ static nb_status check_plane(const loader *l, const nb_tensor *t, const nb_plane
     return NB_OK;
 }
 
+/* A scale that is NaN would spoil everything it meets, far from here. */
+static nb_status check_scales(const loader *l, const char *module, const char *stem,
+                              const nb_matrix *m)
+{
+    for (int64_t r = 0; m->format.family->find_nan && r < m->n_out; r++) {
+        const uint8_t *plane[NB_MAX_PLANES];
+        nb_matrix_row(m, r, plane);
+        int64_t g = m->format.family->find_nan(&m->format, plane, m->n_in);
+        if (g < 0) continue;
+        return nb_fail(l->err, NB_EINPUT,
+                       "%s.%s.scales: row %lld, group %lld: the byte 255 is no scale", module, stem,
+                       (long long)r, (long long)g);
+    }
+    return NB_OK;
+}
+
 /* stem: "weight", "weight.lorc_a", "weight.lorc_b" */
 static nb_status load_planes(const loader *l, const char *module, const char *stem, nb_matrix *m)
 {
@@ -112,7 +128,7 @@ static nb_status load_planes(const loader *l, const char *module, const char *st
         NB_TRY(check_plane(l, t, &spec[i], m->n_out));
         m->plane[i] = t->data;
     }
-    return NB_OK;
+    return check_scales(l, module, stem, m);
 }
 
 static nb_status load_plain(const loader *l, const char *module, const char *gguf, nb_matrix *m)

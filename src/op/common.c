@@ -1,6 +1,7 @@
 #include "op/common.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -56,15 +57,17 @@ static void fit_online(const nb_format *f, const float *x, int64_t n, nb_qparam 
     }
 }
 
-bool nb_all_finite(const float *x, int64_t n)
+int64_t nb_count_nonfinite(const float *x, int64_t n)
 {
-    int32_t bad = 0;
-#pragma omp simd reduction(| : bad)
+    int32_t bad = 0; /* a row is shorter than 2^31 */
+#pragma omp simd reduction(+ : bad)
     for (int64_t i = 0; i < n; i++) {
-        bad |= -(int32_t)((nb_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u);
+        bad += (int32_t)((nb_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u);
     }
-    return !bad;
+    return bad;
 }
+
+bool nb_all_finite(const float *x, int64_t n) { return nb_count_nonfinite(x, n) == 0; }
 
 void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam *p)
 {
@@ -76,12 +79,30 @@ void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam 
     }
 }
 
-void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
+int64_t nb_quant_row(const nb_format *f, const float *x, int64_t n, uint8_t *codes, nb_qparam *p)
+{
+    int64_t groups = nb_format_groups(f, n), bad = nb_count_nonfinite(x, n);
+    if (bad > 0 && !f->family->fit_online) {
+        memset(codes, 0, (size_t)n);
+        for (int64_t g = 0; g < groups; g++)
+            p[g] = (nb_qparam){.scale = NAN, .base = NAN, .id = 255};
+        return 0;
+    }
+    nb_fit_online_row(f, x, n, p);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t begin = nb_group_begin(f, g);
+        f->family->encode(f, &p[g], x + begin, nb_group_length(f, n, g), codes + begin);
+    }
+    return bad;
+}
+
+int64_t nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
 {
     enum { PIECE = 512 };
-    if (!nb_all_finite(x, n)) {
+    int64_t bad = nb_count_nonfinite(x, n);
+    if (bad > 0 && !f->family->fit_online) {
         memmove(out, x, (size_t)n * sizeof *out);
-        return;
+        return 0;
     }
     int64_t groups = nb_format_groups(f, n);
     float base = nb_format_fit_base(f, x, NULL, n, NULL, NULL);
@@ -96,4 +117,40 @@ void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out
             f->family->decode(f, &p, codes, m, out + i);
         }
     }
+    return bad;
+}
+
+/* One group of a tile; values that are not finite are the format's own to handle. */
+static void fake_quant_tile(const nb_format *f, const float *x, int64_t ld, int64_t n_rows,
+                            int64_t n, float *out, int64_t ld_out)
+{
+    nb_format group = *f; /* all of it one group */
+    group.group = 0;
+    nb_qparam p;
+    nb_format_fit_tile(&group, x, ld, n_rows, n, true, &p);
+    for (int64_t r = 0; r < n_rows; r++) {
+        uint8_t codes[NB_TILE_MAX];
+        f->family->encode(f, &p, x + r * ld, n, codes);
+        f->family->decode(f, &p, codes, n, out + r * ld_out);
+    }
+}
+
+int64_t nb_fake_quant_rows(const nb_format *f, const float *x, int64_t ld, int64_t n_rows,
+                           int64_t n, float *out, int64_t ld_out)
+{
+    int64_t bad = 0, tile = nb_tile_rows(f);
+    for (int64_t r = 0; r < n_rows; r += tile) {
+        if (tile == 1) {
+            bad += nb_fake_quant_row(f, x + r * ld, n, out + r * ld_out);
+            continue;
+        }
+        int64_t rows = nb_min_i64(tile, n_rows - r);
+        for (int64_t i = 0; i < rows; i++) bad += nb_count_nonfinite(x + (r + i) * ld, n);
+        for (int64_t g = 0; g < nb_format_groups(f, n); g++) {
+            int64_t at = nb_group_begin(f, g);
+            fake_quant_tile(f, x + r * ld + at, ld, rows, nb_group_length(f, n, g),
+                            out + r * ld_out + at, ld_out);
+        }
+    }
+    return bad;
 }

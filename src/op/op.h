@@ -17,6 +17,8 @@ typedef struct nb_backend nb_backend;
 typedef struct nb_buffer nb_buffer;
 /* A weight in the form the device likes, with bias and formats. */
 typedef struct nb_linear nb_linear;
+/* Keys and values of one layer and one sequence, in the formats of its attention. */
+typedef struct nb_kv nb_kv;
 
 /* A matrix of the backend's real type (fp32; double on "ref64"). */
 typedef struct nb_view {
@@ -49,6 +51,17 @@ typedef struct nb_attention {
 typedef struct nb_attn_formats {
     nb_format q, k, v, p;
 } nb_attn_formats;
+
+typedef struct nb_kv_desc {
+    int n_kv_heads, head_dim;
+    int64_t capacity; /* tokens; memory is taken by pages as they come */
+    nb_attn_formats formats;
+    /* Where V has blocks along the sequence of B tokens, a query at position i reads quantized
+     * values of the chunks below floor(i/B), and FP16 values, with softmax weights as they are, of
+     * its own: so a prompt at once and token by token agree (spec: BlockDialect D16). paper: of all
+     * full chunks, though later tokens shaped them, as the paper evaluates. */
+    bool paper;
+} nb_kv_desc;
 
 /* Low-rank correction of a weight, W ~ dequant(w) + A B (LoRC, ZeroQuant-V2 section 4); each row
  * of both matrices is one rank component. rank 0: none. */
@@ -88,6 +101,17 @@ typedef struct nb_ops {
     void (*upload)(nb_backend *be, nb_view dst, const void *src, nb_dtype dtype);
     void (*download)(nb_backend *be, nb_view src, void *dst, nb_dtype dtype);
     void (*copy)(nb_backend *be, nb_view dst, nb_view src);
+
+    /* -- keys and values -- */
+    nb_status (*kv_create)(nb_backend *be, const nb_kv_desc *d, nb_kv **out, nb_error *err);
+    void (*kv_free)(nb_backend *be, nb_kv *kv);
+    size_t (*kv_bytes)(const nb_kv *kv); /* allocated now */
+    /* k (after RoPE) and v [T, K*D] of positions pos0 ..: 0 begins a new sequence, otherwise as
+     * many as there are. Each value is quantized once. NB_ERESOURCE beyond the capacity. */
+    void (*kv_append)(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_t pos0);
+    /* attention_forward over what was appended; q are the queries of the last append's rows. With a
+     * format of its own, each operand is quantized first; then everything is in fp32. */
+    void (*kv_attention)(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, const nb_attention *a);
 
     /* -- linears -- */
     nb_status (*linear_create)(nb_backend *be, const nb_linear_desc *d, nb_linear **out,
@@ -186,6 +210,8 @@ struct nb_backend {
     nb_compute compute;
     int threads;
     unsigned cpu; /* features that may be used */
+    int64_t
+        nonfinite; /* inputs of quantizers that were Inf or NaN and saturated; read after sync */
     void *state;
 };
 
@@ -195,6 +221,10 @@ extern const nb_ops *const nb_backends[];
 /* NB_EUSAGE names the device and lists what there is. threads 0: all. */
 nb_status nb_backend_create(nb_backend **out, const nb_options *opt, nb_error *err);
 void nb_backend_free(nb_backend *be);
+
+/* Bytes of one token's keys and values of one layer; those of a chunk are shared by its tokens,
+ * FP16 values of the last chunk are not counted. */
+double nb_kv_token_bytes(const nb_kv_desc *d);
 
 /* ---- views ------------------------------------------------------------------------------ */
 

@@ -52,7 +52,8 @@ def parse_word(word):
     """-> family, type of the codes, their bits, group (0: the whole row), option."""
     if m := re.fullmatch(r"int([2-8]):(row|g(\d+))((:sym)?(:f32)?)", word):
         return "int", "int", int(m[1]), int(m[3] or 0), m[4]
-    if m := re.fullmatch(rf"({NAME}):(row|g(\d+))((:m1|:m2)(:floor|:ceil)?)?(:paper)?", word):
+    if m := re.fullmatch(rf"({NAME}):(row|g(\d+))((:m1|:m2)(?:(?<=m2):matrix)?(:floor|:ceil)?)?"
+                          r"(:paper)?", word):
         t = FLOAT_NAMES[m[1]]
         return "fp", t, 1 + sum(MINIFLOATS[t]), int(m[3] or 0), m[5] or ""
     if m := re.fullmatch(rf"mx({NAME}|int8)(:ceil)?", word):
@@ -61,8 +62,8 @@ def parse_word(word):
             return "mx", t, 8 if t == "int8" else 1 + sum(MINIFLOATS[t]), 32, ""
     if re.fullmatch(r"nvfp4(:46)?", word):
         return "nvfp4", "e2m1", 4, 16, ""
-    if m := re.fullmatch(r"dialect:b(16|32|64|128)(:mse|:2s)?(:bd5)?", word):
-        return "dialect", "dialect", 4, int(m[1]), ""
+    if m := re.fullmatch(r"dialect:(b16|b32|b64|b128|4x4|4x8|8x8)(:mse|:2s)?(:bd5)?", word):
+        return "dialect", "dialect", 4, int(re.split("[bx]", m[1])[1]), ""
     raise ValueError(f"unknown format {word}")
 
 

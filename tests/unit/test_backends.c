@@ -223,8 +223,9 @@ static void run_kl(nb_backend *be, const op_case *c, double *out)
 static void test_linear(void **state)
 {
     NB_UNUSED(state);
-    static const char *const weights[] = {"f32", "bf16", "int4:g64", "int3:row", "int8:g32:sym"};
-    static const char *const acts[] = {NULL, NULL, "int8:token", "int4:token:asym"};
+    static const char *const weights[] = {"f32",      "bf16",         "int4:g64",
+                                          "int3:row", "int8:g32:sym", "dialect:b32"};
+    static const char *const acts[] = {NULL, NULL, "int8:token", "int4:token:asym", "dialect:b16"};
     nb_rng r = {3};
     int n_compute = has_bf16() ? 2 : 1;
     for (int i = 0; i < 60; i++) {

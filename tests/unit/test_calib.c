@@ -197,7 +197,7 @@ static void begin_kind(command *c, const char *out, int kind)
     c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq,lorc:rank=2";
     c->opt.acts = "int8:token";
     if (kind == MOVED) {
-        c->opt.recipe = "sequential: true\n"
+        c->opt.recipe = "sequential: true\nkv: int8:token\nquery: fp8:token\n"
                         "linears: {down: {weights: int4:g32, acts: int8:token:asym}, "
                         "k: {acts: none}, v: {weights: f16}}\n";
     }
@@ -372,21 +372,30 @@ static void test_linear_formats(void **state)
     json_decref(report);
 }
 
-/* With weights in fp32 and inputs as they are, only the quantizers of the inputs err; left out of
- * the flow, nothing does. */
+/* With weights in fp32 only what is quantized online errs; left out of the flow, nothing does. */
 static void test_calib_acts(void **state)
 {
     NB_UNUSED(state);
-    for (int fp = 0; fp < 2; fp++) {
+    static const struct {
+        const char *recipe;
+        bool exact;
+    } cases[] = {{"", true},
+                 {"linears: {up: {acts: int4:token}}\n", false},
+                 {"linears: {up: {acts: int4:token}}\ncalib_acts: fp\n", true},
+                 {"kv: int4:token\n", false},
+                 {"kv: int4:token\ncalib_acts: fp\n", true}};
+    for (size_t i = 0; i < NB_COUNT(cases); i++) {
         command c;
-        begin_command(&c, fp ? "acts-fp" : "acts-quant");
+        char out[16];
+        snprintf(out, sizeof out, "acts-%zu", i);
+        begin_command(&c, out);
         with_text(&c);
         c.opt.weights = "f32";
-        c.opt.recipe = fp ? "calib_acts: fp\nlinears: {up: {acts: int4:token}}\n"
-                          : "linears: {up: {acts: int4:token}}\n";
+        c.opt.recipe = cases[i].recipe;
+        if (!*cases[i].recipe) c.opt.recipe = NULL;
         must_run(&c);
         json_t *report = read_report(c.out);
-        assert_true((output_error(report, 0) == 0) == (fp == 1));
+        assert_true((output_error(report, 0) == 0) == cases[i].exact);
         json_decref(report);
     }
 }
@@ -472,7 +481,8 @@ static void check_statistics(nb_role role, nb_role same, int64_t n, bool raw)
     nb_block *block;
     nb_workspace *ws;
     nb_view rope;
-    nb_buffer *buf[3];
+    nb_buffer *buf;
+    nb_kv *kv;
     static watcher w;
     w = (watcher){.role = role, .raw = raw};
     assert_int_equal(nb_backend_create(&w.be, &opt, NULL), NB_OK);
@@ -484,14 +494,12 @@ static void check_statistics(nb_role role, nb_role same, int64_t n, bool raw)
     assert_int_equal(nb_workspace_create(w.be, cfg, T, &ws, NULL), NB_OK);
     assert_int_equal(nb_rope_table(w.be, cfg, T, &rope, NULL), NB_OK);
     assert_int_equal(nb_grams_create(&w.grams, w.be, &host, NB_ALL_ROLES, raw, NULL), NB_OK);
-    for (int i = 0; i < 3; i++) {
-        assert_int_equal(w.be->ops->buffer_create(w.be, T * TINY_EMBD, &buf[i], NULL), NB_OK);
-    }
+    assert_int_equal(w.be->ops->buffer_create(w.be, T * TINY_EMBD, &buf, NULL), NB_OK);
+    nb_kv_desc d = nb_block_kv(block, T);
+    assert_int_equal(w.be->ops->kv_create(w.be, &d, &kv, NULL), NB_OK);
     nb_workspace_observe(ws, watch, &w);
     nb_rng rng = {17};
-    nb_view x = nb_view_of(buf[0], T, TINY_EMBD);
-    nb_kv kv = {nb_view_of(buf[1], T, TINY_KV_HEADS * TINY_HEAD),
-                nb_view_of(buf[2], T, TINY_KV_HEADS * TINY_HEAD)};
+    nb_view x = nb_view_of(buf, T, TINY_EMBD);
     for (int window = 0; window < 2; window++) {
         float v[T * TINY_EMBD];
         for (int i = 0; i < T * TINY_EMBD; i++) v[i] = (float)nb_rng_normal(&rng);
@@ -513,7 +521,8 @@ static void check_statistics(nb_role role, nb_role same, int64_t n, bool raw)
             assert_true(fabs((double)h[i * n + j] - w.sum[i * n + j]) <= bound);
         }
     }
-    for (int i = 0; i < 3; i++) w.be->ops->buffer_free(w.be, buf[i]);
+    w.be->ops->kv_free(w.be, kv);
+    w.be->ops->buffer_free(w.be, buf);
     w.be->ops->buffer_free(w.be, rope.buf);
     nb_grams_free(w.grams);
     nb_workspace_free(ws);

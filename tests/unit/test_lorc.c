@@ -495,7 +495,7 @@ static nb_status logits_of(const char *name, bool simulate, const char *device, 
     for (int i = 0; i < N_IDS; i++) ids[i] = i * 37 % TINY_VOCAB;
     nb_status st = nb_source_open(&s, in_root(name), err);
     if (st == NB_OK) st = nb_backend_create(&be, &opt, err);
-    if (st == NB_OK) st = nb_net_create(&net, be, s, simulate, err);
+    if (st == NB_OK) st = nb_net_create(&net, be, s, simulate, NULL, err);
     if (st == NB_OK) st = nb_eval_logits(net, ids, N_IDS, out, err);
     nb_net_free(net);
     nb_backend_free(be);

@@ -139,6 +139,56 @@ static void test_not_finite(void **state)
     }
 }
 
+/* Three rows of two groups: scales 1 1/4 | 0 0 | 1/8 2^-16. */
+static void run_three_rows(const char *word, uint8_t exponents[3], float bases[3], char note[128])
+{
+    static const float values[3 * 8] = {
+        [0] = 6, [5] = -1.5f, [16] = 0.75f, [17] = 0.25, [23] = 6 * 0x1p-16f};
+    nb_format f;
+    nb_step step;
+    float w[3 * 8], clip[2][6] = {{1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1}};
+    uint8_t codes[3 * 4];
+    memcpy(w, values, sizeof w);
+    assert_int_equal(nb_format_parse(&f, word, NULL), NB_OK);
+    assert_string_equal(f.word, word);
+    assert_int_equal(nb_step_parse(&step, "nearest", NULL), NB_OK);
+    nb_job job = {.name = "layers.0.o",
+                  .format = &f,
+                  .n_out = 3,
+                  .n_in = 8,
+                  .w = w,
+                  .clip_lo = clip[0],
+                  .clip_hi = clip[1],
+                  .plane = {codes, exponents, (uint8_t *)bases},
+                  .threads = 2};
+    assert_int_equal(nb_job_run(&job, &step, 1, NULL), NB_OK);
+    assert_ptr_equal(job.format, &f);
+    memcpy(note, job.note, sizeof job.note);
+    nb_matrix m = {.format = f, .n_out = 3, .n_in = 8, .plane = {codes, exponents, (void *)bases}};
+    float back[3 * 8];
+    nb_matrix_dequant(&m, 0, 3, back); /* all of them lie on the grids of these scales */
+    for (int i = 0; i < 3 * 8; i++) assert_true(back[i] == values[i]);
+}
+
+/* M2 with one base: every row stores the largest, and one scale lies below base 2^-14. */
+static void test_one_base_per_matrix(void **state)
+{
+    NB_UNUSED(state);
+    uint8_t e[3];
+    float base[3];
+    char note[128];
+    run_three_rows("fp4:g4:m2", e, base, note);
+    assert_memory_equal(e, ((uint8_t[]){0x20, 0x00, 0xd0}), 3);
+    assert_true(base[0] == 1 && base[1] == 1 && base[2] == 0.125f);
+    assert_string_equal(note, "");
+    run_three_rows("fp4:g4:m2:matrix", e, base, note);
+    assert_memory_equal(e, ((uint8_t[]){0x20, 0x00, 0xe3}), 3);
+    assert_true(base[0] == 1 && base[1] == 1 && base[2] == 1);
+    assert_string_equal(note, "1 scales of 6 out of reach");
+    run_three_rows("fp4:g4:m2:matrix:floor", e, base, note);
+    assert_memory_equal(e, ((uint8_t[]){0x20, 0x00, 0xe3}), 3);
+}
+
 static void test_find(void **state)
 {
     NB_UNUSED(state);
@@ -157,11 +207,9 @@ static void test_find(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_mse_beats_minmax),
-        cmocka_unit_test(test_mse_importance),
-        cmocka_unit_test(test_threads_do_not_matter),
-        cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_find),
+        cmocka_unit_test(test_mse_beats_minmax),      cmocka_unit_test(test_mse_importance),
+        cmocka_unit_test(test_threads_do_not_matter), cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_one_base_per_matrix),   cmocka_unit_test(test_find),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

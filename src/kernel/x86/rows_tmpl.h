@@ -129,6 +129,38 @@ static void sub_rows(float *y, const float *a, const float *x, int64_t ldx, int6
     }
 }
 
+/* Columns [i, i + n) of add_rows, n <= VLEN. */
+static inline void add_columns(float *out, const float *w, const float *x, int64_t ldx,
+                               int64_t rows, int64_t n)
+{
+    vf s = v_set1(0);
+    for (int64_t r = 0; r < rows; r++) s = v_fma(v_set1(w[r]), v_load_n(x + r * ldx, n), s);
+    v_store_n(out, v_add(v_load_n(out, n), s), n);
+}
+
+static void add_rows(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
+                     int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 4 * VLEN <= n; i += 4 * VLEN) {
+        vf s[4] = {v_set1(0), v_set1(0), v_set1(0), v_set1(0)};
+        for (int64_t r = 0; r < rows; r++) {
+            const float *from = x + r * ldx + i;
+            vf f = v_set1(w[r]);
+            s[0] = v_fma(f, v_load(from), s[0]);
+            s[1] = v_fma(f, v_load(from + VLEN), s[1]);
+            s[2] = v_fma(f, v_load(from + 2 * VLEN), s[2]);
+            s[3] = v_fma(f, v_load(from + 3 * VLEN), s[3]);
+        }
+        for (int j = 0; j < 4; j++) {
+            v_store(out + i + j * VLEN, v_add(v_load(out + i + j * VLEN), s[j]));
+        }
+    }
+    for (; i < n; i += VLEN) {
+        add_columns(out + i, w, x + i, ldx, rows, n - i < VLEN ? n - i : VLEN);
+    }
+}
+
 static void bf16_from_f32(uint16_t *out, const float *x, int64_t n)
 {
     int64_t i = 0;
@@ -313,6 +345,7 @@ void INIT_ROWS(nb_kernels *k)
     k->scale = scale;
     k->axpy = axpy;
     k->sub_rows = sub_rows;
+    k->add_rows = add_rows;
     k->bf16_from_f32 = bf16_from_f32;
     k->f32_from_bf16 = f32_from_bf16;
     k->rms_norm = rms_norm;

@@ -37,9 +37,10 @@ struct nb_linear {
 typedef enum nb_cpu_slot {
     NB_CPU_INPUT_F32,
     NB_CPU_INPUT_BF16,
-    NB_CPU_PANEL,  /* decoded weights; packed keys and values */
-    NB_CPU_THREAD, /* one piece per thread */
-    NB_CPU_LOW,    /* inputs of low-rank factors */
+    NB_CPU_PANEL,   /* decoded weights; packed keys and values */
+    NB_CPU_THREAD,  /* one piece per thread */
+    NB_CPU_LOW,     /* inputs of low-rank factors */
+    NB_CPU_INTEGER, /* inputs as half units of dialect blocks */
     NB_CPU_N_SLOTS
 } nb_cpu_slot;
 
@@ -71,8 +72,20 @@ void nb_cpu_linear_free(nb_backend *be, nb_linear *l);
 size_t nb_cpu_linear_bytes(const nb_linear *l);
 void nb_cpu_embed_forward(nb_backend *be, nb_view out, const nb_linear *w, const int32_t *ids);
 void nb_cpu_linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_linear *w, bool add);
-/* Row n of the weight as fp32. */
+/* Row n of the weight: its planes, and as fp32. */
+void nb_cpu_row_planes(const nb_linear *w, int64_t n, const uint8_t *plane[NB_MAX_PLANES]);
 void nb_cpu_dequant_row(const nb_linear *w, int64_t n, float *out);
+/* out[t][n] = (add ? out[t][n] : 0) + y + bias + low-rank term; low [T, rank] or NULL. */
+void nb_cpu_store(nb_backend *be, nb_view out, int64_t t, int64_t n, float y, const nb_linear *w,
+                  const float *low, bool add);
+
+/* dialect_cpu.c: nb_fake_quant_row by kernels; linears of few rows on integers, low as above */
+int64_t nb_cpu_fake_quant_row(const nb_kernels *k, const nb_format *f, const float *x, int64_t n,
+                              float *out);
+int64_t nb_cpu_fake_quant_rows(const nb_kernels *k, const nb_format *f, const float *x, int64_t ld,
+                               int64_t n_rows, int64_t n, float *out); /* out [n_rows, n] */
+void nb_cpu_dialect_few(nb_backend *be, nb_view out, nb_view x, const nb_linear *w,
+                        const float *low, bool add);
 
 /* The rows of a weight that is stored as `dtype` and aligned for it; NULL: it must be decoded. */
 const void *nb_cpu_plain_rows(const nb_linear *w, nb_dtype dtype);
@@ -106,6 +119,13 @@ void nb_cpu_attention_train(nb_backend *be, nb_view out, nb_view lse, nb_view q,
                             nb_view v, const nb_attention *a);
 void nb_cpu_attention_few(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k, nb_view v,
                           const nb_attention *a);
+
+/* kv_cpu.c */
+nb_status nb_cpu_kv_create(nb_backend *be, const nb_kv_desc *d, nb_kv **out, nb_error *err);
+void nb_cpu_kv_free(nb_backend *be, nb_kv *kv);
+size_t nb_cpu_kv_bytes(const nb_kv *kv);
+void nb_cpu_kv_append(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_t pos0);
+void nb_cpu_kv_attention(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, const nb_attention *a);
 
 /* pointwise_cpu.c */
 void nb_cpu_norm_forward(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);

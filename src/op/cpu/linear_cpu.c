@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "format/dialect.h"
 #include "op/cpu/backend_cpu.h"
 
 /* Rows of w per task of the dot-product path. */
@@ -58,12 +59,17 @@ size_t nb_cpu_linear_bytes(const nb_linear *l)
     return (size_t)nb_matrix_bytes(&l->w) + bias + nb_cpu_lorc_bytes(l);
 }
 
+void nb_cpu_row_planes(const nb_linear *w, int64_t n, const uint8_t *plane[NB_MAX_PLANES])
+{
+    for (int i = 0; i < NB_MAX_PLANES; i++) {
+        plane[i] = w->row_bytes[i] ? w->w.plane[i] + n * w->row_bytes[i] : NULL;
+    }
+}
+
 void nb_cpu_dequant_row(const nb_linear *w, int64_t n, float *out)
 {
-    const uint8_t *plane[NB_MAX_PLANES] = {0};
-    for (int i = 0; i < NB_MAX_PLANES; i++) {
-        if (w->row_bytes[i]) plane[i] = w->w.plane[i] + n * w->row_bytes[i];
-    }
+    const uint8_t *plane[NB_MAX_PLANES];
+    nb_cpu_row_planes(w, n, plane);
     w->dequant(&w->w.format, plane, w->w.n_in, out);
 }
 
@@ -112,21 +118,35 @@ static bool prepare_input(nb_backend *be, nb_view x, const nb_format *act, opera
         if (!o->bf16) return false;
     }
     if (!quantize && !round) return true;
-#pragma omp parallel for num_threads(be->threads) if (x.rows * x.cols > NB_CPU_PARALLEL_MIN)
-    for (int64_t t = 0; t < x.rows; t++) {
-        const float *from = nb_cpu_row(x, t);
+    int64_t bad = 0, tile = nb_tile_rows(act), cols = x.cols;
+#pragma omp parallel for num_threads(be->threads) reduction(+ : bad)                               \
+    if (x.rows * cols > NB_CPU_PARALLEL_MIN)
+    for (int64_t t0 = 0; t0 < x.rows; t0 += tile) {
+        int64_t end = nb_min_i64(t0 + tile, x.rows);
         if (quantize) {
-            nb_fake_quant_row(act, from, x.cols, o->f32 + t * x.cols);
-            from = o->f32 + t * x.cols;
+            bad += nb_cpu_fake_quant_rows(k, act, nb_cpu_row(x, t0), x.stride, end - t0, cols,
+                                          o->f32 + t0 * cols);
         }
-        if (!round) continue;
-        k->bf16_from_f32(o->bf16 + t * x.cols, from, x.cols);
-        if (few) k->f32_from_bf16(o->f32 + t * x.cols, o->bf16 + t * x.cols, x.cols);
+        for (int64_t t = t0; round && t < end; t++) {
+            const float *from = quantize ? o->f32 + t * cols : nb_cpu_row(x, t);
+            k->bf16_from_f32(o->bf16 + t * cols, from, cols);
+            if (few) k->f32_from_bf16(o->f32 + t * cols, o->bf16 + t * cols, cols);
+        }
     }
+    be->nonfinite += bad;
     return true;
 }
 
 /* ---- few rows -------------------------------------------------------------------------- */
+
+void nb_cpu_store(nb_backend *be, nb_view out, int64_t t, int64_t n, float y, const nb_linear *w,
+                  const float *low, bool add)
+{
+    if (w->bias) y += w->bias[n];
+    if (low) y += nb_cpu_of(be)->k.dot_f32(w->low_a + n * w->rank, low + t * w->rank, w->rank);
+    float *to = nb_cpu_row(out, t) + n;
+    *to = add ? *to + y : y;
+}
 
 typedef struct few_job {
     nb_backend *be;
@@ -155,11 +175,7 @@ static void dot_row(const few_job *j, int64_t n, float *tmp, uint16_t *half)
     for (int64_t t = 0; t < j->out.rows; t++) {
         const float *x = j->x + t * j->ldx;
         float y = w16 ? cpu->k.dot_bf16(w16, x, n_in) : cpu->k.dot_f32(w, x, n_in);
-        if (j->w->bias) y += j->w->bias[n];
-        int64_t rank = j->w->rank;
-        if (j->low) y += cpu->k.dot_f32(j->w->low_a + n * rank, j->low + t * rank, rank);
-        float *to = nb_cpu_row(j->out, t) + n;
-        *to = j->add ? *to + y : y;
+        nb_cpu_store(j->be, j->out, t, n, y, j->w, j->low, j->add);
     }
 }
 
@@ -180,11 +196,18 @@ static void run_few(const few_job *j)
 void nb_cpu_linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_linear *w, bool add)
 {
     assert(out.rows == x.rows && x.cols == w->w.n_in && out.cols == w->w.n_out);
+    bool few = x.rows <= NB_CPU_FEW_ROWS;
+    bool integer = few && nb_dialect_is_pair(&w->w.format, &w->act);
+    if (out.rows == 0) return;
+    if (integer && w->rank == 0) {
+        nb_cpu_dialect_few(be, out, x, w, NULL, add);
+        return;
+    }
     operands o;
-    if (out.rows == 0 || !prepare_input(be, x, &w->act, &o)) return;
+    if (!prepare_input(be, x, &w->act, &o)) return;
     const float *f32 = o.f32 ? o.f32 : nb_cpu_row(x, 0);
     int64_t ldx = o.f32 ? x.cols : x.stride;
-    bool few = x.rows <= NB_CPU_FEW_ROWS, narrow = o.bf16 && !few;
+    bool narrow = o.bf16 && !few;
     const void *operand = narrow ? (const void *)o.bf16 : f32;
     if (narrow) ldx = x.cols;
     const float *low = NULL;
@@ -192,7 +215,9 @@ void nb_cpu_linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
         low = nb_cpu_lorc_input(be, operand, ldx, x.rows, w);
         if (!low) return;
     }
-    if (few) {
+    if (integer) {
+        nb_cpu_dialect_few(be, out, x, w, low, add);
+    } else if (few) {
         run_few(&(few_job){be, out, f32, ldx, w, low, add, nb_cpu_plain_rows(w, NB_F32),
                            nb_cpu_plain_rows(w, NB_BF16)});
     } else {

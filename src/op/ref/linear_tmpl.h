@@ -77,23 +77,28 @@ static void embed_forward(nb_backend *be, nb_view out, const nb_linear *w, const
     free(v);
 }
 
-/* to [C] = row t of x through the act format. */
-static void load_row(REAL *to, nb_view x, int64_t t, const nb_format *act, float *tmp)
+/* to [n_rows, C] = rows of x from t on, whole tiles of them, through the act format; tmp: as to. */
+static void load_rows(nb_backend *be, REAL *to, nb_view x, int64_t t, int64_t n_rows,
+                      const nb_format *act, float *tmp)
 {
-    memcpy(to, row(x, t), (size_t)x.cols * sizeof *to);
+    int64_t cols = x.cols;
+    for (int64_t r = 0; r < n_rows; r++) {
+        memcpy(to + r * cols, row(x, t + r), (size_t)cols * sizeof *to);
+    }
     if (!act || !nb_format_is_quantized(act)) return;
-    for (int64_t c = 0; c < x.cols; c++) tmp[c] = (float)to[c];
-    nb_fake_quant_row(act, tmp, x.cols, tmp);
-    for (int64_t c = 0; c < x.cols; c++) to[c] = tmp[c];
+    for (int64_t i = 0; i < n_rows * cols; i++) tmp[i] = (float)to[i];
+    be->nonfinite += nb_fake_quant_rows(act, tmp, cols, n_rows, cols, tmp, cols);
+    for (int64_t i = 0; i < n_rows * cols; i++) to[i] = tmp[i];
 }
 
 /* q [T, M] = operands made of x: through the act format and the compute type. */
 static void quantize_input(nb_backend *be, REAL *q, nb_view x, const nb_format *act, float *tmp)
 {
-    for (int64_t t = 0; t < x.rows; t++) {
-        REAL *to = q + t * x.cols;
-        load_row(to, x, t, act, tmp);
-        for (int64_t c = 0; c < x.cols; c++) to[c] = operand(be, to[c]);
+    int64_t tile = nb_tile_rows(act);
+    for (int64_t t = 0; t < x.rows; t += tile) {
+        int64_t n = nb_min_i64(tile, x.rows - t);
+        load_rows(be, q + t * x.cols, x, t, n, act, tmp);
+        for (int64_t i = t * x.cols; i < (t + n) * x.cols; i++) q[i] = operand(be, q[i]);
     }
 }
 
@@ -102,6 +107,81 @@ static REAL dot(const nb_backend *be, const REAL *x, const float *w, int64_t n)
     REAL s = 0;
     for (int64_t i = 0; i < n; i++) s += x[i] * operand(be, w[i]);
     return s;
+}
+
+static void put(nb_view out, int64_t t, int64_t n, REAL y, const nb_linear *w, bool add)
+{
+    if (w->bias) y += w->bias[n];
+    row(out, t)[n] = add ? row(out, t)[n] + y : y;
+}
+
+/* Row by row of w; v [n_in] is scratch. */
+static void multiply(nb_backend *be, nb_view out, const REAL *q, const nb_linear *w, bool add,
+                     float *v)
+{
+    int64_t n_in = w->w.n_in;
+    for (int64_t n = 0; n < out.cols; n++) {
+        nb_matrix_dequant(&w->w, n, 1, v);
+        for (int64_t t = 0; t < out.rows; t++)
+            put(out, t, n, dot(be, q + t * n_in, v, n_in), w, add);
+    }
+}
+
+/* Rows of dialect blocks as integers (format/dialect.h): [rows, n] and [rows, blocks]. */
+typedef struct integers {
+    int8_t *half;
+    uint8_t *exponent;
+    int64_t n, blocks;
+} integers;
+
+static REAL dot_blocks(const integers *x, int64_t t, const int8_t *half, const uint8_t *exponent,
+                       int block)
+{
+    const int8_t *a = x->half + t * x->n;
+    const uint8_t *e = x->exponent + t * x->blocks;
+    REAL y = 0;
+    for (int64_t g = 0, at = 0; g < x->blocks; g++, at += block) {
+        int32_t sum = nb_dialect_dot_half(a + at, half + at, nb_min_i64(block, x->n - at));
+        y += ldexp((REAL)sum, e[g] + exponent[g] - 256);
+    }
+    return y;
+}
+
+/* act(x) w^T of two dialect formats: what the integers of two blocks give is exact, and blocks are
+ * added up in ascending order (BlockDialect, section 3.3). q: of x, and a row more for w. */
+static void multiply_rows(nb_view out, nb_view x, const nb_linear *w, bool add, integers *q,
+                          float *tmp)
+{
+    int8_t *half = q->half + x.rows * q->n;
+    uint8_t *exponent = q->exponent + x.rows * q->blocks;
+    for (int64_t t = 0; t < x.rows; t++) {
+        for (int64_t c = 0; c < q->n; c++) tmp[c] = (float)row(x, t)[c];
+        nb_dialect_quantize_row(&w->act, tmp, q->n, q->half + t * q->n,
+                                q->exponent + t * q->blocks);
+    }
+    for (int64_t n = 0; n < out.cols; n++) {
+        const uint8_t *plane[NB_MAX_PLANES];
+        nb_matrix_row(&w->w, n, plane);
+        nb_dialect_decode_row(&w->w.format, plane, q->n, half, exponent);
+        for (int64_t t = 0; t < x.rows; t++) {
+            put(out, t, n, dot_blocks(q, t, half, exponent, w->act.group), w, add);
+        }
+    }
+}
+
+static void multiply_dialects(nb_backend *be, nb_view out, nb_view x, const nb_linear *w, bool add,
+                              float *tmp)
+{
+    integers q = {.n = x.cols, .blocks = nb_format_groups(&w->act, x.cols)};
+    q.half = malloc((size_t)((x.rows + 1) * q.n));
+    q.exponent = malloc((size_t)((x.rows + 1) * q.blocks));
+    if (q.half && q.exponent) {
+        multiply_rows(out, x, w, add, &q, tmp);
+    } else {
+        nb_fault_set_memory(fault(be), "linear", (size_t)((x.rows + 1) * (q.n + q.blocks)));
+    }
+    free(q.half);
+    free(q.exponent);
 }
 
 /* out += (q b^T) a for operands q [T, M]. */
@@ -120,16 +200,13 @@ static void linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
 {
     assert(out.rows == x.rows && x.cols == w->w.n_in && out.cols == w->w.n_out);
     REAL *q = malloc((size_t)(x.rows * x.cols + 1) * sizeof *q);
-    float *v = malloc((size_t)(x.cols + 1) * sizeof *v);
+    float *v = malloc((size_t)(nb_tile_rows(&w->act) * x.cols + 1) * sizeof *v);
     if (q && v) {
         quantize_input(be, q, x, &w->act, v);
-        for (int64_t n = 0; n < out.cols; n++) {
-            nb_matrix_dequant(&w->w, n, 1, v);
-            for (int64_t t = 0; t < out.rows; t++) {
-                REAL y = dot(be, q + t * x.cols, v, x.cols);
-                if (w->bias) y += w->bias[n];
-                row(out, t)[n] = add ? row(out, t)[n] + y : y;
-            }
+        if (nb_dialect_is_pair(&w->w.format, &w->act)) {
+            multiply_dialects(be, out, x, w, add, v);
+        } else {
+            multiply(be, out, q, w, add, v);
         }
         add_lorc(be, out, q, w);
     } else {
@@ -137,6 +214,13 @@ static void linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
     }
     free(q);
     free(v);
+}
+
+static void add_gram(nb_view out, const REAL *q)
+{
+    for (int64_t i = 0; i < out.cols; i++) {
+        for (int64_t j = i; j < out.cols; j++) row(out, i)[j] += q[i] * q[j];
+    }
 }
 
 static void scale_to_unit(REAL *q, int64_t n)
@@ -151,15 +235,17 @@ static void scale_to_unit(REAL *q, int64_t n)
 static void gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit)
 {
     assert(out.rows == x.cols && out.cols == x.cols);
-    size_t bytes = (size_t)(x.cols + 1) * sizeof(REAL);
+    int64_t tile = nb_tile_rows(act), C = x.cols;
+    size_t bytes = (size_t)(tile * C + 1) * sizeof(REAL);
     float *tmp = malloc(bytes);
     REAL *q = malloc(bytes);
     if (!tmp || !q) nb_fault_set_memory(fault(be), "gram", bytes);
-    for (int64_t t = 0; tmp && q && t < x.rows; t++) {
-        load_row(q, x, t, act, tmp);
-        if (unit) scale_to_unit(q, x.cols);
-        for (int64_t i = 0; i < x.cols; i++) {
-            for (int64_t j = i; j < x.cols; j++) row(out, i)[j] += q[i] * q[j];
+    for (int64_t t = 0; tmp && q && t < x.rows; t += tile) {
+        int64_t n = nb_min_i64(tile, x.rows - t);
+        load_rows(be, q, x, t, n, act, tmp);
+        for (int64_t r = 0; r < n; r++) {
+            if (unit) scale_to_unit(q + r * C, C);
+            add_gram(out, q + r * C);
         }
     }
     free(tmp);

@@ -10,9 +10,11 @@
 #include <tgmath.h>
 
 #include "base/size.h"
+#include "format/dialect.h"
 #include "format/half.h"
 #include "format/ste.h"
 #include "op/common.h"
+#include "op/kv_store.h"
 
 struct nb_buffer {
     REAL *data;
@@ -43,6 +45,8 @@ static REAL operand(const nb_backend *be, REAL x)
 
 #include "op/ref/attention_tmpl.h"
 
+#include "op/ref/kv_tmpl.h"
+
 #include "op/ref/loss_tmpl.h"
 #include "op/ref/pointwise_tmpl.h"
 
@@ -60,6 +64,11 @@ const nb_ops REF_OPS = {
     .upload = upload,
     .download = download,
     .copy = copy,
+    .kv_create = kv_create,
+    .kv_free = kv_free,
+    .kv_bytes = kv_bytes,
+    .kv_append = kv_append,
+    .kv_attention = kv_attention,
     .linear_create = linear_create,
     .linear_free = linear_free,
     .linear_bytes = linear_bytes,
