@@ -95,7 +95,7 @@ typedef struct nb_model_info {
     const char *family; /* "llama", "opt", ...: static */
     int n_layers, n_embd, n_ffn, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx;
     int64_t n_params;
-    size_t weight_bytes;       /* as held in memory by the packed or float linears    */
+    size_t weight_bytes;             /* as held in memory by the packed or float linears    */
     const char *kv_keys, *kv_values; /* formats of the KV cache: "f32", "dialect:b32"     */
     size_t kv_bytes_per_token;       /* of a session on this model, without its last chunk */
     size_t kv_bytes_per_token_f16;   /* what they would take in fp16                       */

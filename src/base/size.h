@@ -36,4 +36,9 @@ static inline int64_t nb_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static inline int64_t nb_max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 
+static inline int64_t nb_clamp_i64(int64_t x, int64_t lo, int64_t hi)
+{
+    return nb_min_i64(nb_max_i64(x, lo), hi);
+}
+
 #endif

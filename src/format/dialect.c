@@ -25,6 +25,7 @@
 #include "format/dialect_codec.h"
 #include "format/format.h"
 #include "format/scale.h"
+#include "format/ste.h"
 #include "format/word.h"
 
 enum { RULE_OF_USE = 0, RULE_MSE = 1, RULE_2S = 2, CLAMP_BD5 = 4 }; /* nb_format.variant: bits */
@@ -135,6 +136,13 @@ static void decode_dialect(const nb_format *f, const nb_qparam *p, const uint8_t
     for (int64_t i = 0; i < n; i++) w[i] = (float)half[codes[i]] * p->scale;
 }
 
+static void grid_dialect(const nb_format *f, const nb_qparam *p, nb_grid *out)
+{
+    NB_UNUSED(f);
+    const int8_t *half = nb_dialect_half[p->id];
+    *out = nb_grid_symmetric(half[7], (float)(half[7] - half[6]), NB_SCALE_STEPPED);
+}
+
 /* ---- rows ------------------------------------------------------------------------------ */
 
 static int planes_dialect(const nb_format *f, int64_t n_in, nb_plane_spec out[NB_MAX_PLANES])
@@ -196,6 +204,7 @@ const nb_format_family nb_format_family_dialect = {
     .fit_online = fit_online_dialect,
     .encode = encode_dialect,
     .decode = decode_dialect,
+    .grid = grid_dialect,
     .pack_row = pack_row_dialect,
     .unpack_row = unpack_row_dialect,
     .dequant_row = dequant_row_dialect,

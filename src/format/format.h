@@ -19,6 +19,7 @@
 #define NB_FORMAT_WORD 32
 
 typedef struct nb_format_family nb_format_family;
+typedef struct nb_grid nb_grid;
 
 typedef struct nb_format {
     const nb_format_family *family; /* NULL: no format ("leave alone")                        */
@@ -82,6 +83,9 @@ struct nb_format_family {
                    uint8_t *codes);
     void (*decode)(const nb_format *f, const nb_qparam *p, const uint8_t *codes, int64_t n,
                    float *w);
+
+    /* Where values saturate and how the scale follows from their range, for gradients (ste.h). */
+    void (*grid)(const nb_format *f, const nb_qparam *p, nb_grid *out);
 
     /* A whole row: codes [n_in], p [nb_format_groups(f, n_in)]. unpack is the exact inverse and
      * accepts any bytes. */

@@ -38,6 +38,7 @@
 #include "format/bits.h"
 #include "format/fp.h"
 #include "format/scale.h"
+#include "format/ste.h"
 #include "format/word.h"
 
 enum { PIECE = 256 }; /* values decoded at a time: a multiple of 8 */
@@ -268,6 +269,17 @@ static void fit_fp(const nb_format *f, const float *w, const float *importance, 
     *p = (nb_qparam){.scale = ldexpf(base, -e), .base = base, .id = (uint8_t)e};
 }
 
+static void grid_fp(const nb_format *f, const nb_qparam *p, nb_grid *out)
+{
+    NB_UNUSED(p);
+    float top = max_value(f);
+    bool wide = kind_of(f) == SCALE_F32;
+    *out = nb_grid_symmetric(top, nb_minifloat_ulp(nb_fp_type(f), top),
+                             nb_fp_has_base(f) ? NB_SCALE_STEPPED : NB_SCALE_ABSMAX);
+    out->scale_min = wide ? FLT_MIN : NB_F16_TINY;
+    out->scale_max = wide ? FLT_MAX : NB_F16_MAX;
+}
+
 /* ---- rows ------------------------------------------------------------------------------ */
 
 static int planes_fp(const nb_format *f, int64_t n_in, nb_plane_spec out[NB_MAX_PLANES])
@@ -367,6 +379,7 @@ const nb_format_family nb_format_family_fp = {
     .fit = fit_fp,
     .encode = encode_fp,
     .decode = decode_fp,
+    .grid = grid_fp,
     .pack_row = pack_row_fp,
     .unpack_row = unpack_row_fp,
     .dequant_row = dequant_row_fp,

@@ -27,6 +27,7 @@
 #include "format/bits.h"
 #include "format/format.h"
 #include "format/scale.h"
+#include "format/ste.h"
 #include "format/word.h"
 
 #define SCALE_MIN_ASYM 1e-5f /* OmniQuant section 3.1: absolute */
@@ -148,6 +149,27 @@ static void round_each_int(const nb_format *f, const nb_qparam *restrict p, cons
     }
 }
 
+/* An end of the range that rounds, the level + half a step; a tie goes to the even code. */
+static float rounding_end(int32_t level, float half)
+{
+    float end = (float)level + half;
+    return level % 2 == 0 ? end : nextafterf(end, 0);
+}
+
+static void grid_int(const nb_format *f, const nb_qparam *p, nb_grid *out)
+{
+    int32_t top = f->sym ? p->zero : code_max(f) - p->zero;
+    bool narrow = f->variant == STORED_F16;
+    *out = (nb_grid){.lo = rounding_end(-p->zero, -0.5f),
+                     .hi = rounding_end(top, 0.5f),
+                     .uniform = true,
+                     .rule = f->sym ? NB_SCALE_ABSMAX : NB_SCALE_RANGE,
+                     .span = (float)(f->sym ? p->zero : code_max(f)),
+                     .scale_min = narrow ? NB_F16_TINY : FLT_MIN,
+                     .scale_max = narrow ? NB_F16_MAX : FLT_MAX};
+    if (!f->sym) out->scale_min = SCALE_MIN_ASYM;
+}
+
 /* ---- rows ------------------------------------------------------------------------------ */
 
 static int planes_int(const nb_format *f, int64_t n_in, nb_plane_spec out[NB_MAX_PLANES])
@@ -225,6 +247,7 @@ const nb_format_family nb_format_family_int = {
     .fit = fit_int,
     .encode = encode_int,
     .decode = decode_int,
+    .grid = grid_int,
     .pack_row = pack_row_int,
     .unpack_row = unpack_row_int,
     .dequant_row = dequant_row_int,

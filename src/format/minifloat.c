@@ -119,6 +119,12 @@ float nb_minifloat_decode_paper(nb_minifloat t, uint8_t code)
     return as_float(decode_bits(&s, code));
 }
 
+float nb_minifloat_ulp(nb_minifloat t, float x)
+{
+    uint32_t exponent = nb_f32_bits(x) & F32_INF;
+    return nb_f32_from_bits(exponent - ((uint32_t)nb_minifloats[t].m_bits << 23));
+}
+
 /* `omp simd` because neither compiler sees by itself that a vector pays for a byte per value. */
 void nb_minifloat_encode_row(nb_minifloat t, float scale, const float *restrict w, int64_t n,
                              uint8_t *restrict codes)

@@ -53,6 +53,9 @@ uint8_t nb_minifloat_encode_paper(nb_minifloat t, float x);
 float nb_minifloat_decode(nb_minifloat t, uint8_t code);
 float nb_minifloat_decode_paper(nb_minifloat t, uint8_t code);
 
+/* From the normal value x > 0 of the type to the next one, were there no largest. */
+float nb_minifloat_ulp(nb_minifloat t, float x);
+
 /* codes[i] = encode(w[i] / scale) and w[i] = decode(codes[i]) * scale, in "hw". IEEE division, not
  * a product with 1/scale: 0.775 / (2.8/448) lies below a tie in E4M3, 0.775 (448/2.8) on it. */
 void nb_minifloat_encode_row(nb_minifloat t, float scale, const float *w, int64_t n,

@@ -29,6 +29,7 @@
 #include "format/format.h"
 #include "format/minifloat.h"
 #include "format/scale.h"
+#include "format/ste.h"
 #include "format/word.h"
 
 enum { BLOCK = 32 };
@@ -140,6 +141,15 @@ static void round_each_mx(const nb_format *f, const nb_qparam *p, const float *w
     }
 }
 
+static void grid_mx(const nb_format *f, const nb_qparam *p, nb_grid *out)
+{
+    NB_UNUSED(p);
+    int t = type_of(f);
+    bool is_int = types[t].value == NB_N_MINIFLOATS;
+    float step = is_int ? 1 / INT8_UNIT : nb_minifloat_ulp(types[t].value, types[t].max);
+    *out = nb_grid_symmetric(types[t].max, step, NB_SCALE_STEPPED);
+}
+
 /* ---- rows ------------------------------------------------------------------------------ */
 
 static int planes_mx(const nb_format *f, int64_t n_in, nb_plane_spec out[NB_MAX_PLANES])
@@ -189,6 +199,7 @@ const nb_format_family nb_format_family_mx = {
     .fit = fit_mx,
     .encode = encode_mx,
     .decode = decode_mx,
+    .grid = grid_mx,
     .pack_row = pack_row_mx,
     .unpack_row = unpack_row_mx,
     .dequant_row = dequant_row_mx,

@@ -26,6 +26,7 @@
 #include "format/format.h"
 #include "format/minifloat.h"
 #include "format/scale.h"
+#include "format/ste.h"
 #include "format/word.h"
 
 enum { BLOCK = 16 };
@@ -119,6 +120,14 @@ static void fit_nvfp4(const nb_format *f, const float *w, const float *importanc
     }
 }
 
+/* The scale of nvfp4 follows the block's maximum as far as an E4M3 can; :46 is a search. */
+static void grid_nvfp4(const nb_format *f, const nb_qparam *p, nb_grid *out)
+{
+    NB_UNUSED(p);
+    nb_scale_rule rule = f->variant == RULE_6 ? NB_SCALE_ABSMAX : NB_SCALE_STEPPED;
+    *out = nb_grid_symmetric(6, nb_minifloat_ulp(NB_E2M1, 6), rule);
+}
+
 /* ---- rows ------------------------------------------------------------------------------ */
 
 static int planes_nvfp4(const nb_format *f, int64_t n_in, nb_plane_spec out[NB_MAX_PLANES])
@@ -172,6 +181,7 @@ const nb_format_family nb_format_family_nvfp4 = {
     .fit = fit_nvfp4,
     .encode = encode_nvfp4,
     .decode = decode_nvfp4,
+    .grid = grid_nvfp4,
     .pack_row = pack_row_nvfp4,
     .unpack_row = unpack_row_nvfp4,
     .dequant_row = dequant_row_nvfp4,

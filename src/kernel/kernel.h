@@ -58,6 +58,33 @@ typedef struct nb_kernels {
 
     /* One row of the "int" family (format/int.c), bit-exact with its dequant_row. */
     void (*dequant_int)(const nb_format *f, const uint8_t *const plane[], int64_t n, float *out);
+
+    /* -- training -- */
+
+    void (*mul_add)(float *y, const float *a, const float *b, int64_t n); /* y += a b */
+
+    /* Backward of act(x) up: dx = dy up act'(x), dup = dy act(x); up and dup [n], or both NULL.
+     * Outputs may be any of the inputs, but not each other. */
+    void (*silu_back)(float *dx, float *dup, const float *dy, const float *x, const float *up,
+                      int64_t n);
+    void (*relu_back)(float *dx, float *dup, const float *dy, const float *x, const float *up,
+                      int64_t n);
+    void (*gelu_back)(float *dx, float *dup, const float *dy, const float *x, const float *up,
+                      int64_t n);
+
+    /* Backward of a row of softmax weights p: ds = scale p (dp - own), own = sum p dp. */
+    void (*softmax_back)(float *ds, const float *p, const float *dp, float own, float scale,
+                         int64_t n);
+
+    /* Least and greatest of x and 0. */
+    void (*range)(float *lo, float *hi, const float *x, int64_t n);
+    /* Fake quantization on a uniform grid (format/ste.h): scale times the whole number nearest to
+     * x / scale, limited to [lo, hi] first; ties to even; |lo|, |hi| < 2^22; bit-exact. */
+    void (*round_uniform)(float *out, const float *x, float scale, float lo, float hi, int64_t n);
+    /* Straight-through on any grid, back = x quantized: pass = g where x / scale is in [lo, hi],
+     * else 0; returns sum of g (back - x) there and g back elsewhere. pass [n] or NULL. */
+    float (*straight)(float *pass, const float *g, const float *x, const float *back, float scale,
+                      float lo, float hi, int64_t n);
 } nb_kernels;
 
 /* cpu: NB_CPU_... that may be used; 0: the reference. */
@@ -70,11 +97,14 @@ nb_dequant_fn nb_kernels_find_dequant(const nb_kernels *k, const nb_format *f);
 
 /* The steps of nb_kernels_init. */
 void nb_kernels_init_ref(nb_kernels *k);
+void nb_kernels_init_train_ref(nb_kernels *k);
 #if defined(__x86_64__)
 void nb_kernels_init_avx2(nb_kernels *k);
 void nb_kernels_init_avx512(nb_kernels *k);
 void nb_kernels_init_int_avx2(nb_kernels *k);
 void nb_kernels_init_int_avx512(nb_kernels *k);
+void nb_kernels_init_train_avx2(nb_kernels *k);
+void nb_kernels_init_train_avx512(nb_kernels *k);
 #endif
 
 #endif

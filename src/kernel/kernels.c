@@ -6,13 +6,16 @@
 void nb_kernels_init(nb_kernels *k, unsigned cpu)
 {
     nb_kernels_init_ref(k);
+    nb_kernels_init_train_ref(k);
 #if defined(__x86_64__)
     if (!(cpu & NB_CPU_AVX2)) return;
     nb_kernels_init_avx2(k);
     nb_kernels_init_int_avx2(k);
+    nb_kernels_init_train_avx2(k);
     if (!(cpu & NB_CPU_AVX512)) return;
     nb_kernels_init_avx512(k);
     nb_kernels_init_int_avx512(k);
+    nb_kernels_init_train_avx512(k);
 #else
     NB_UNUSED(cpu);
 #endif

@@ -57,15 +57,14 @@ static void fit_online(const nb_format *f, const float *x, int64_t n, nb_qparam 
     }
 }
 
-bool nb_row_is_finite(const float *x, int64_t n)
+bool nb_all_finite(const float *x, int64_t n)
 {
-    uint32_t top = 0;
-#pragma omp simd reduction(max : top)
+    int32_t bad = 0;
+#pragma omp simd reduction(| : bad)
     for (int64_t i = 0; i < n; i++) {
-        uint32_t u = nb_f32_bits(x[i]) & 0x7fffffffu;
-        top = u > top ? u : top;
+        bad |= -(int32_t)((nb_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u);
     }
-    return top < 0x7f800000u;
+    return !bad;
 }
 
 bool nb_format_is_dialect(const nb_format *f)
@@ -73,27 +72,36 @@ bool nb_format_is_dialect(const nb_format *f)
     return f->family && strcmp(f->family->name, "dialect") == 0;
 }
 
+void nb_fit_online_row(const nb_format *f, const float *x, int64_t n, nb_qparam *p)
+{
+    int64_t groups = nb_format_groups(f, n);
+    float base = nb_format_fit_base(f, x, NULL, n, NULL, NULL);
+    for (int64_t g = 0; g < groups; g++) {
+        p[g] = (nb_qparam){.base = base};
+        fit_online(f, x + nb_group_begin(f, g), nb_group_length(f, n, g), &p[g]);
+    }
+}
+
 void nb_quant_row(const nb_format *f, const float *x, int64_t n, uint8_t *codes, nb_qparam *p)
 {
     int64_t groups = nb_format_groups(f, n);
-    if (!nb_format_is_dialect(f) && !nb_row_is_finite(x, n)) {
+    if (!nb_format_is_dialect(f) && !nb_all_finite(x, n)) {
         memset(codes, 0, (size_t)n);
-        for (int64_t g = 0; g < groups; g++) p[g] = (nb_qparam){.scale = NAN, .base = NAN, .id = 255};
+        for (int64_t g = 0; g < groups; g++)
+            p[g] = (nb_qparam){.scale = NAN, .base = NAN, .id = 255};
         return;
     }
-    float base = nb_format_fit_base(f, x, NULL, n, NULL, NULL);
+    nb_fit_online_row(f, x, n, p);
     for (int64_t g = 0; g < groups; g++) {
-        int64_t begin = nb_group_begin(f, g), len = nb_group_length(f, n, g);
-        p[g].base = base;
-        fit_online(f, x + begin, len, &p[g]);
-        f->family->encode(f, &p[g], x + begin, len, codes + begin);
+        int64_t at = nb_group_begin(f, g);
+        f->family->encode(f, &p[g], x + at, nb_group_length(f, n, g), codes + at);
     }
 }
 
 void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
 {
     enum { PIECE = 512 };
-    if (!nb_format_is_dialect(f) && !nb_row_is_finite(x, n)) {
+    if (!nb_format_is_dialect(f) && !nb_all_finite(x, n)) {
         memmove(out, x, (size_t)n * sizeof *out);
         return;
     }

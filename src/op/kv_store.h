@@ -6,8 +6,8 @@
  *   V     a record of D values per token; or, where the format has blocks of B values, a record per
  *         chunk of B tokens at a multiple of B: D channels of B values, each channel one block
  *
- * so that a block runs along what its product sums over (BlockDialect section 5.3). Values of tokens
- * behind the last full chunk, and those that came with the last append, are kept in fp16. */
+ * so that a block runs along what its product sums over (BlockDialect section 5.3). Values of
+ * tokens behind the last full chunk, and those that came with the last append, are kept in fp16. */
 #ifndef NB_OP_KV_STORE_H
 #define NB_OP_KV_STORE_H
 

@@ -146,6 +146,62 @@ typedef struct nb_ops {
     /* Per row: kl[t] = sum p log(p/q), p = softmax(ref), q = softmax(logits); same[t] = both have
      * their maximum (lowest index on a tie) at one place. Host memory; waits. */
     void (*kl_forward)(nb_backend *be, double *kl, uint8_t *same, nb_view ref, nb_view logits);
+
+    /* -- training of one block -- gradients by straight-through, sums in a fixed order.
+     * `add`: out += instead of out =. Other outputs are overwritten. Views of one op are disjoint
+     * unless it says otherwise. */
+
+    /* out [M, N] = op(a) op(b) (+ out); a is [M, K], or [K, M] if a_cols; b is [K, N], or [N, K]
+     * if b_rows: x W^T, dy W and dy^T x. Operands are rounded as those of linear_forward. */
+    void (*product)(nb_backend *be, nb_view out, nb_view a, bool a_cols, nb_view b, bool b_rows,
+                    bool add);
+    void (*bias_forward)(nb_backend *be, nb_view x, nb_view bias); /* x [T, C] += bias [1, C] */
+    /* out [1, C] = sum over t of a [T, C] * b [T, C] (+ out); b.buf NULL: of a. */
+    void (*col_sum)(nb_backend *be, nb_view out, nb_view a, nb_view b, bool add);
+    /* Gradient of norm_forward by x, given that of its output; dx may be dy. */
+    void (*norm_backward)(nb_backend *be, nb_view dx, nb_view dy, nb_view x, const nb_norm *norm,
+                          bool add);
+    /* Turns back what rope_forward turned: x is a gradient. */
+    void (*rope_backward)(nb_backend *be, nb_view x, int n_heads, nb_view table);
+    /* attention_forward, and lse [T, H] = log sum exp of the scaled scores; pos0 = 0. */
+    void (*attention_train)(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
+                            nb_view v, const nb_attention *a);
+    /* dq [T, H*D], dk and dv [T, K*D] from dout [T, H*D] and what attention_train read and wrote;
+     * the query heads of a KV head are summed. */
+    void (*attention_backward)(nb_backend *be, nb_view dq, nb_view dk, nb_view dv, nb_view dout,
+                               nb_view out, nb_view lse, nb_view q, nb_view k, nb_view v,
+                               const nb_attention *a);
+    /* Outputs may be any of the inputs, but not each other. */
+    void (*glu_backward)(nb_backend *be, nb_view dgate, nb_view dup, nb_view dout, nb_view gate,
+                         nb_view up, nb_act_kind act);
+    void (*act_backward)(nb_backend *be, nb_view dx, nb_view dy, nb_view x, nb_act_kind act);
+
+    /* Each row of x as its act format leaves it (family NULL or plain: as it is). Heads: split x
+     * first. Rows that are not finite are copied. out may be x. */
+    void (*quant_forward)(nb_backend *be, nb_view out, nb_view x, const nb_format *fmt);
+    /* Its straight-through gradient (OmniQuant section 5; format/ste.h): dx = g where x was not
+     * saturated, else 0, and what flows through the scale, where that is a smooth function of the
+     * range, to the largest and the smallest x of a group, ties sharing. dx may be g or x. */
+    void (*quant_backward)(nb_backend *be, nb_view dx, nb_view g, nb_view x, const nb_format *fmt);
+    /* out [N, M] = w' = w[i,j] row[i] col[j] as it will be stored: fitted with its range shrunk to
+     * [sigmoid(l) min, sigmoid(u) max] per group, encoded, decoded (LWC, OmniQuant section 3).
+     * row [1, N] and col [1, M], buf NULL: ones; u, l [N, groups]. out may be w. A plain fmt, or
+     * none: out = w', and nobody looks at u, l. */
+    void (*clip_forward)(nb_backend *be, nb_view out, nb_view w, nb_view row, nb_view col,
+                         nb_view u, nb_view l, const nb_format *fmt);
+    /* du, dl [N, groups] from g [N, M], the gradient of out; colsum [1, M] = sum over i of
+     * dw'[i,j] w'[i,j] (C of section 7.4), buf NULL: not wanted. du, dl may be u, l; for a plain
+     * fmt, or none, they stay as they are. */
+    void (*clip_backward)(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
+                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
+                          const nb_format *fmt);
+
+    /* dy = scale (y - target) (+ dy); returns sum (y - target)^2. Waits. dy may be y. */
+    double (*mse_backward)(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
+                           bool add);
+    /* One step of Adam without weight decay, t from 1; m and v are the moments, zero at first. */
+    void (*adamw_step)(nb_backend *be, nb_view param, nb_view grad, nb_view m, nb_view v, double lr,
+                       double beta1, double beta2, double eps, int64_t t);
 } nb_ops;
 
 /* Common head of every backend; `state` is the backend's own. */

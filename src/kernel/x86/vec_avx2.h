@@ -74,6 +74,16 @@ static inline unsigned v_equal(vf a, vf b)
     return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ));
 }
 
+/* Lanes by a condition, and those lanes of a, else 0. */
+typedef __m256 vm;
+
+static inline vm v_above(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+static inline vm v_within(vf a, vf lo, vf hi)
+{
+    return _mm256_and_ps(_mm256_cmp_ps(a, lo, _CMP_GE_OQ), _mm256_cmp_ps(a, hi, _CMP_LE_OQ));
+}
+static inline vf v_keep(vm m, vf a) { return _mm256_and_ps(m, a); }
+
 static inline vf v_load_bf16(const uint16_t *p)
 {
     __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));

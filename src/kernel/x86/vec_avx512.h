@@ -45,6 +45,16 @@ static inline float v_hmax(vf a) { return _mm512_reduce_max_ps(a); }
 /* Bit i: lane i equals b's. */
 static inline unsigned v_equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 
+/* Lanes by a condition, and those lanes of a, else 0. */
+typedef __mmask16 vm;
+
+static inline vm v_above(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static inline vm v_within(vf a, vf lo, vf hi)
+{
+    return _mm512_cmp_ps_mask(a, lo, _CMP_GE_OQ) & _mm512_cmp_ps_mask(a, hi, _CMP_LE_OQ);
+}
+static inline vf v_keep(vm m, vf a) { return _mm512_maskz_mov_ps(m, a); }
+
 static inline vf v_load_bf16(const uint16_t *p)
 {
     __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));

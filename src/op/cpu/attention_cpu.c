@@ -16,18 +16,16 @@
 #include <string.h>
 
 #include "base/size.h"
-#include "op/cpu/backend_cpu.h"
+#include "op/cpu/attention_cpu.h"
 
 #define KEY_TILE   256 /* keys per product */
 #define KEY_UNIT   64  /* the last product of a tile of queries: the fewest such units */
 #define N_UNITS    (KEY_TILE / KEY_UNIT)
-#define MAX_ROWS   256 /* query rows per task, all heads of the group together */
-#define MAX_TOKENS 128
 #define PACK_BYTES ((int64_t)16 << 20) /* packed keys and values at one time */
 
 typedef struct job {
     nb_backend *be;
-    nb_view out, q, k, v;
+    nb_view out, lse, q, k, v; /* lse.buf NULL: not wanted */
     const nb_attention *a;
     int64_t group, tokens; /* heads per KV head; queries per task: rows = group * tokens */
     int64_t key0, n_keys;  /* first key that anyone sees; keys from there, in whole tiles */
@@ -72,14 +70,6 @@ static size_t place_tile(const job *j, char *base, tile *t)
 
 /* ---- shapes ---------------------------------------------------------------------------- */
 
-/* Queries per task: a power of two, rows within MAX_ROWS, no more than there are. */
-static int64_t choose_tokens(int64_t group, int64_t T)
-{
-    int64_t n = 16;
-    while (2 * n * group <= MAX_ROWS && n < MAX_TOKENS && n < T) n *= 2;
-    return n;
-}
-
 static const nb_gemm_op *find_op(job *j, nb_gemm_desc d)
 {
     d.m = rows_of(j);
@@ -106,15 +96,6 @@ static bool find_ops(job *j)
 
 /* ---- packing --------------------------------------------------------------------------- */
 
-static void store_operands(const job *j, char *out, const float *x, int64_t n)
-{
-    if (j->size == sizeof(float)) {
-        memcpy(out, x, (size_t)n * sizeof *x);
-    } else {
-        nb_cpu_of(j->be)->k.bf16_from_f32((uint16_t *)out, x, n);
-    }
-}
-
 static char *packed_rows(const job *j, int64_t head, int which)
 {
     return j->packed + (2 * head + which) * j->n_keys * j->a->head_dim * j->size;
@@ -128,22 +109,7 @@ static void pack_row(const job *j, int64_t first, int64_t head, int64_t i)
     for (int which = 0; which < 2; which++) {
         char *to = packed_rows(j, head, which) + i * bytes;
         if (j->key0 + i < j->a->pos0 + j->q.rows) {
-            store_operands(j, to, nb_cpu_row(from[which], j->key0 + i) + col, D);
-        } else {
-            memset(to, 0, (size_t)bytes);
-        }
-    }
-}
-
-/* q of tokens t0 .. t0+n-1: row h * tokens + i; rows without a token are zero. */
-static void pack_queries(const job *j, const tile *t, int64_t head, int64_t t0, int64_t n)
-{
-    int64_t D = j->a->head_dim, bytes = D * j->size;
-    for (int64_t r = 0; r < rows_of(j); r++) {
-        int64_t h = r / j->tokens, i = r % j->tokens;
-        char *to = t->q + r * bytes;
-        if (i < n) {
-            store_operands(j, to, nb_cpu_row(j->q, t0 + i) + (head * j->group + h) * D, D);
+            nb_cpu_store_operands(j->be, to, nb_cpu_row(from[which], j->key0 + i) + col, D);
         } else {
             memset(to, 0, (size_t)bytes);
         }
@@ -171,17 +137,6 @@ static void softmax_row(const job *j, const tile *t, int64_t r, int64_t n, int64
     if (j->size == sizeof(uint16_t)) k->bf16_from_f32(t->p + r * KEY_TILE, s, n);
 }
 
-/* First key that the query at position pos sees. */
-static int64_t first_key(const nb_attention *a, int64_t pos)
-{
-    return a->window > 0 ? nb_max_i64(0, pos + 1 - a->window) : 0;
-}
-
-static int64_t clamp(int64_t x, int64_t lo, int64_t hi)
-{
-    return nb_min_i64(nb_max_i64(x, lo), hi);
-}
-
 /* Keys key .. key+n-1 for the tile of queries; head: index into the packed ones. */
 static bool add_keys(const job *j, const tile *t, int64_t head, int64_t t0, int64_t n_tokens,
                      int64_t key, int64_t n)
@@ -194,7 +149,8 @@ static bool add_keys(const job *j, const tile *t, int64_t head, int64_t t0, int6
     }
     for (int64_t r = 0; r < rows_of(j); r++) {
         int64_t i = r % j->tokens, pos = j->a->pos0 + t0 + i;
-        int64_t lo = clamp(first_key(j->a, pos) - key, 0, n), hi = clamp(pos + 1 - key, 0, n);
+        int64_t lo = nb_clamp_i64(nb_cpu_first_key(j->a, pos) - key, 0, n),
+                hi = nb_clamp_i64(pos + 1 - key, 0, n);
         softmax_row(j, t, r, n, lo, i < n_tokens ? hi : 0);
     }
     const void *p = j->size == sizeof(float) ? (const void *)t->s : t->p;
@@ -210,6 +166,10 @@ static void store_out(const job *j, const tile *t, int64_t head, int64_t t0, int
         if (i >= n) continue;
         float *to = nb_cpu_row(j->out, t0 + i) + (head * j->group + h) * D;
         k->scale(to, 1 / t->sum[r], t->o + r * D, D);
+        if (j->lse.buf) {
+            float lse = j->a->scale * t->max[r] + logf(t->sum[r]);
+            nb_cpu_row(j->lse, t0 + i)[head * j->group + h] = lse;
+        }
     }
 }
 
@@ -218,11 +178,11 @@ static bool run_task(const job *j, int64_t first_head, int64_t head, int64_t i)
     tile t;
     place_tile(j, j->scratch + j->thread_bytes * (size_t)omp_get_thread_num(), &t);
     int64_t t0 = i * j->tokens, n = nb_min_i64(j->tokens, j->q.rows - t0), rows = rows_of(j);
-    pack_queries(j, &t, first_head + head, t0, n);
+    nb_cpu_pack_queries(j->be, t.q, j->q, j->a, first_head + head, t0, n, j->tokens);
     for (int64_t r = 0; r < rows; r++) t.max[r] = -INFINITY;
     memset(t.sum, 0, (size_t)rows * sizeof *t.sum);
     memset(t.o, 0, (size_t)(rows * j->a->head_dim) * sizeof *t.o);
-    int64_t begin = first_key(j->a, j->a->pos0 + t0), end = j->a->pos0 + t0 + n;
+    int64_t begin = nb_cpu_first_key(j->a, j->a->pos0 + t0), end = j->a->pos0 + t0 + n;
     int64_t key = j->key0 + (begin - j->key0) / KEY_TILE * KEY_TILE;
     for (; key < end; key += KEY_TILE) {
         if (!add_keys(j, &t, head, t0, n, key, nb_min_i64(end - key, KEY_TILE))) return false;
@@ -252,20 +212,20 @@ static void run_heads(const job *j, int64_t first, int64_t n)
     if (!ok) nb_cpu_fail_gemm(j->be);
 }
 
-void nb_cpu_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
-                              const nb_attention *a)
+void nb_cpu_attention_train(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
+                            nb_view v, const nb_attention *a)
 {
     assert(a->n_heads % a->n_kv_heads == 0 && a->scale > 0);
     assert(k.rows >= a->pos0 + q.rows && v.rows >= a->pos0 + q.rows);
     if (q.rows <= NB_CPU_FEW_ROWS) {
-        nb_cpu_attention_few(be, out, q, k, v, a);
+        nb_cpu_attention_few(be, out, lse, q, k, v, a);
         return;
     }
-    job j = {.be = be, .out = out, .q = q, .k = k, .v = v, .a = a};
+    job j = {.be = be, .out = out, .lse = lse, .q = q, .k = k, .v = v, .a = a};
     j.size = be->compute == NB_COMPUTE_BF16 ? sizeof(uint16_t) : sizeof(float);
     j.group = a->n_heads / a->n_kv_heads;
-    j.tokens = choose_tokens(j.group, q.rows);
-    j.key0 = first_key(a, a->pos0);
+    j.tokens = nb_cpu_query_tokens(j.group, q.rows);
+    j.key0 = nb_cpu_first_key(a, a->pos0);
     int64_t keys = a->pos0 + q.rows - j.key0;
     j.n_keys = (keys + KEY_TILE - 1) / KEY_TILE * KEY_TILE;
     nb_gemm_trim(nb_cpu_of(be)->gemm);
@@ -274,10 +234,16 @@ void nb_cpu_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k,
     j.thread_bytes = place_tile(&j, NULL, &measured);
     j.scratch = nb_cpu_scratch(be, NB_CPU_THREAD, j.thread_bytes * (size_t)be->threads);
     int64_t head_bytes = 2 * j.n_keys * a->head_dim * j.size;
-    int64_t heads = clamp(PACK_BYTES / head_bytes, 1, a->n_kv_heads);
+    int64_t heads = nb_clamp_i64(PACK_BYTES / head_bytes, 1, a->n_kv_heads);
     j.packed = nb_cpu_scratch(be, NB_CPU_PANEL, (size_t)(heads * head_bytes));
     if (!j.scratch || !j.packed) return;
     for (int64_t i = 0; i < a->n_kv_heads; i += heads) {
         run_heads(&j, i, nb_min_i64(heads, a->n_kv_heads - i));
     }
+}
+
+void nb_cpu_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
+                              const nb_attention *a)
+{
+    nb_cpu_attention_train(be, out, (nb_view){0}, q, k, v, a);
 }

@@ -12,7 +12,7 @@
 
 typedef struct job {
     nb_backend *be;
-    nb_view out, q, k, v;
+    nb_view out, lse, q, k, v; /* lse.buf NULL: not wanted */
     const nb_attention *a;
     int64_t group, key0, n_chunks;
     float *partial; /* [T, H, chunks][max, sum, D values] */
@@ -93,12 +93,13 @@ static void merge_chunks(const job *j, int64_t t, int64_t h)
         k->axpy(o, weight, p + 2, D);
     }
     k->scale(o, 1 / sum, o, D);
+    if (j->lse.buf) nb_cpu_row(j->lse, t)[h] = j->a->scale * max + logf(sum);
 }
 
-void nb_cpu_attention_few(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
+void nb_cpu_attention_few(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k, nb_view v,
                           const nb_attention *a)
 {
-    job j = {.be = be, .out = out, .q = q, .k = k, .v = v, .a = a};
+    job j = {.be = be, .out = out, .lse = lse, .q = q, .k = k, .v = v, .a = a};
     int64_t T = q.rows, H = a->n_heads, D = a->head_dim;
     j.group = H / a->n_kv_heads;
     j.key0 = a->window > 0 ? nb_max_i64(0, a->pos0 + 1 - a->window) : 0;

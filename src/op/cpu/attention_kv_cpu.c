@@ -29,8 +29,8 @@ typedef struct job {
     nb_view out, q;
     const nb_kv_store *s;
     const nb_attention *a;
-    int64_t group, tokens; /* heads per KV head; queries per task */
-    int64_t key0, n_keys;  /* whole multiples of KEY_ALIGN */
+    int64_t group, tokens;      /* heads per KV head; queries per task */
+    int64_t key0, n_keys;       /* whole multiples of KEY_ALIGN */
     int64_t d_block, key_block; /* values per sum of a score; keys per sum of an output */
     nb_dequant_fn read_k, read_v;
     float *panel; /* [heads at one time][head_floats]: keys, values of records, recent values */
@@ -50,7 +50,8 @@ static int64_t rows_of(const job *j) { return j->group * j->tokens; }
 static size_t place_tile(const job *j, char *base, tile *t)
 {
     size_t rows = (size_t)rows_of(j), D = (size_t)j->a->head_dim;
-    size_t s = rows * (size_t)j->n_keys * sizeof(float), q = nb_align_up(rows * D * sizeof(float), 64);
+    size_t s = rows * (size_t)j->n_keys * sizeof(float),
+           q = nb_align_up(rows * D * sizeof(float), 64);
     *t = (tile){0};
     if (base) *t = (tile){(float *)base, (float *)(base + s), (float *)(base + s + q)};
     return s + 2 * q;

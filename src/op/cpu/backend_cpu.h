@@ -91,13 +91,20 @@ const float *nb_cpu_lorc_input(nb_backend *be, const void *x, int64_t ldx, int64
 void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, const nb_linear *w,
                     const float *low, bool add);
 
+/* The same of two views. */
+void nb_cpu_product_views(nb_backend *be, nb_view out, nb_view a, bool a_cols, nb_view b,
+                          bool b_rows, bool add);
+
 /* gram_cpu.c */
 void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit);
 
 /* attention_cpu.c, attention_few_cpu.c */
 void nb_cpu_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
                               const nb_attention *a);
-void nb_cpu_attention_few(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
+/* The same, and lse [T, H] unless its buf is NULL. */
+void nb_cpu_attention_train(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
+                            nb_view v, const nb_attention *a);
+void nb_cpu_attention_few(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k, nb_view v,
                           const nb_attention *a);
 
 /* kv_cpu.c */
@@ -113,6 +120,36 @@ void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table);
 void nb_cpu_add_forward(nb_backend *be, nb_view out, nb_view a, nb_view b);
 void nb_cpu_glu_forward(nb_backend *be, nb_view out, nb_view gate, nb_view up, nb_act_kind act);
 void nb_cpu_act_forward(nb_backend *be, nb_view out, nb_view x, nb_act_kind act);
+
+/* train_cpu.c */
+void nb_cpu_bias_forward(nb_backend *be, nb_view x, nb_view bias);
+void nb_cpu_col_sum(nb_backend *be, nb_view out, nb_view a, nb_view b, bool add);
+void nb_cpu_norm_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, const nb_norm *norm,
+                          bool add);
+void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table);
+void nb_cpu_glu_backward(nb_backend *be, nb_view dgate, nb_view dup, nb_view dout, nb_view gate,
+                         nb_view up, nb_act_kind act);
+void nb_cpu_act_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, nb_act_kind act);
+double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
+                           bool add);
+void nb_cpu_adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, nb_view v, double lr,
+                       double beta1, double beta2, double eps, int64_t t);
+/* out [1, C] = sum over blocks of partial [n_blocks, C], which is overwritten (+ out). */
+void nb_cpu_sum_blocks(nb_backend *be, nb_view out, float *partial, int64_t n_blocks, bool add);
+
+/* attention_back_cpu.c */
+void nb_cpu_attention_backward(nb_backend *be, nb_view dq, nb_view dk, nb_view dv, nb_view dout,
+                               nb_view out, nb_view lse, nb_view q, nb_view k, nb_view v,
+                               const nb_attention *a);
+
+/* quant_cpu.c */
+void nb_cpu_quant_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *fmt);
+void nb_cpu_quant_backward(nb_backend *be, nb_view dx, nb_view g, nb_view x, const nb_format *fmt);
+void nb_cpu_clip_forward(nb_backend *be, nb_view out, nb_view w, nb_view row, nb_view col,
+                         nb_view u, nb_view l, const nb_format *fmt);
+void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
+                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
+                          const nb_format *fmt);
 
 /* loss_cpu.c */
 void nb_cpu_nll_forward(nb_backend *be, double *nll, nb_view logits, const int32_t *targets);

@@ -1,4 +1,5 @@
-/* out [T, N] = x [T, K] w [N, K]^T for many rows: tiles of out, one oneDNN product each.
+/* out [T, N] = x [T, K] w [N, K]^T for many rows: tiles of out, one oneDNN product each. At the end
+ * of the file the same of two views, either of which may be read by columns.
  *
  * Weights whose stored type is the operand type are used in place. All others are decoded to a
  * panel of rows, at most PANEL_BYTES at a time, all threads at work on the same panel:
@@ -10,6 +11,8 @@
  *     +-----+
  *     | ... | panel 1                  tile sizes depend on T and N alone
  */
+#include <assert.h>
+
 #include "base/size.h"
 #include "op/cpu/backend_cpu.h"
 
@@ -39,9 +42,11 @@ static int64_t tile_length(tiling t, int64_t i) { return i + 1 < t.count ? t.siz
 typedef struct job {
     nb_backend *be;
     nb_view out;
-    const char *x; /* [T, ldx] operands of `size` bytes */
-    int64_t ldx, size;
-    const nb_linear *w;
+    const char *x; /* [T, ldx] operands of `size` bytes; a_cols: [K, ldx] */
+    int64_t k, ldx, ldw, size;
+    bool a_cols, b_rows; /* as in nb_gemm_desc */
+    const nb_linear *w;  /* NULL: rows that need no decoding, no bias, no low rank */
+    const float *bias;
     const float *low; /* [T, rank] or NULL: meets w->low_a behind each tile */
     bool add;
     tiling m, n;
@@ -61,22 +66,22 @@ static const nb_gemm_op *find_op(job *j, const nb_gemm_desc *d)
 
 static bool find_ops(job *j)
 {
-    int64_t rank = j->w->rank;
     for (int lm = 0; lm < 2; lm++) {
         for (int ln = 0; ln < 2; ln++) {
             nb_gemm_desc d = {.m = lm ? j->m.last : j->m.size,
                               .n = ln ? j->n.last : j->n.size,
-                              .k = j->w->w.n_in,
+                              .k = j->k,
                               .lda = j->ldx,
-                              .ldb = j->w->w.n_in,
+                              .ldb = j->ldw,
                               .ldc = j->out.stride,
                               .bf16 = j->size == sizeof(uint16_t),
-                              .b_rows = true,
-                              .add = j->add || j->w->bias};
+                              .a_cols = j->a_cols,
+                              .b_rows = j->b_rows,
+                              .add = j->add || j->bias};
             j->op[lm][ln] = find_op(j, &d);
             if (!j->op[lm][ln]) return false;
             if (!j->low) continue;
-            d.k = d.lda = d.ldb = rank;
+            d.k = d.lda = d.ldb = j->w->rank;
             d.bf16 = false;
             d.add = true;
             j->low_op[lm][ln] = find_op(j, &d);
@@ -110,9 +115,9 @@ static void put_bias(const job *j, int64_t m0, int64_t m, int64_t n0, int64_t n)
     for (int64_t t = m0; t < m0 + m; t++) {
         float *to = nb_cpu_row(j->out, t) + n0;
         if (j->add) {
-            k->add(to, to, j->w->bias + n0, n);
+            k->add(to, to, j->bias + n0, n);
         } else {
-            k->scale(to, 1, j->w->bias + n0, n);
+            k->scale(to, 1, j->bias + n0, n);
         }
     }
 }
@@ -120,12 +125,13 @@ static void put_bias(const job *j, int64_t m0, int64_t m, int64_t n0, int64_t n)
 /* panel: operands of the weight rows from n tile `first` on. */
 static bool run_tile(const job *j, const char *panel, int64_t first, int64_t in, int64_t im)
 {
-    int64_t m0 = im * j->m.size, n0 = in * j->n.size, k = j->w->w.n_in;
+    int64_t m0 = im * j->m.size, n0 = in * j->n.size;
+    int64_t row = n0 - first * j->n.size;
     bool last_m = im + 1 == j->m.count, last_n = in + 1 == j->n.count;
     float *out = nb_cpu_row(j->out, m0) + n0;
-    if (j->w->bias) put_bias(j, m0, tile_length(j->m, im), n0, tile_length(j->n, in));
-    bool ok = nb_gemm_run(j->op[last_m][last_n], j->x + m0 * j->ldx * j->size,
-                          panel + (n0 - first * j->n.size) * k * j->size, out, thread_scratch(j));
+    if (j->bias) put_bias(j, m0, tile_length(j->m, im), n0, tile_length(j->n, in));
+    bool ok = nb_gemm_run(j->op[last_m][last_n], j->x + m0 * (j->a_cols ? 1 : j->ldx) * j->size,
+                          panel + row * (j->b_rows ? j->ldw : 1) * j->size, out, thread_scratch(j));
     if (!j->low || !ok) return ok;
     int64_t rank = j->w->rank;
     return nb_gemm_run(j->low_op[last_m][last_n], j->low + m0 * rank, j->w->low_a + n0 * rank, out,
@@ -135,8 +141,8 @@ static bool run_tile(const job *j, const char *panel, int64_t first, int64_t in,
 /* n tiles [begin, end); panel: their decoded rows, or to be decoded to. */
 static void run_panel(const job *j, char *decoded, const char *plain, int64_t begin, int64_t end)
 {
-    int64_t row0 = begin * j->n.size, rows = nb_min_i64(end * j->n.size, j->w->w.n_out) - row0;
-    int64_t row_bytes = j->w->w.n_in * j->size;
+    int64_t row0 = begin * j->n.size, rows = nb_min_i64(end * j->n.size, j->out.cols) - row0;
+    int64_t row_bytes = j->k * j->size;
     bool ok = true;
 #pragma omp parallel num_threads(j->be->threads) reduction(&& : ok)
     {
@@ -154,20 +160,31 @@ static void run_panel(const job *j, char *decoded, const char *plain, int64_t be
     if (!ok) nb_cpu_fail_gemm(j->be);
 }
 
+/* Tiles, their products, and scratch for each thread, row_bytes of it behind that of oneDNN. */
+static bool prepare(job *j, size_t row_bytes)
+{
+    j->m = cut(j->out.rows, M_TILE, 1);
+    j->n = cut(j->out.cols, N_TILE, N_UNIT);
+    nb_gemm_trim(nb_cpu_of(j->be)->gemm);
+    if (!find_ops(j)) return false;
+    j->gemm_bytes = nb_align_up(j->gemm_bytes, 64);
+    j->thread_bytes = j->gemm_bytes + nb_align_up(row_bytes, 64);
+    j->scratch = nb_cpu_scratch(j->be, NB_CPU_THREAD, j->thread_bytes * (size_t)j->be->threads);
+    return j->scratch != NULL;
+}
+
 void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, const nb_linear *w,
                     const float *low, bool add)
 {
     bool bf16 = be->compute == NB_COMPUTE_BF16;
-    job j = {.be = be, .out = out, .x = x, .ldx = ldx, .w = w, .low = low, .add = add};
+    int64_t n_in = w->w.n_in;
+    job j = {.be = be, .out = out, .x = x, .k = n_in, .ldx = ldx, .ldw = n_in, .b_rows = true};
     j.size = bf16 ? sizeof(uint16_t) : sizeof(float);
-    j.m = cut(out.rows, M_TILE, 1);
-    j.n = cut(out.cols, N_TILE, N_UNIT);
-    nb_gemm_trim(nb_cpu_of(be)->gemm);
-    if (!find_ops(&j)) return;
-    j.gemm_bytes = nb_align_up(j.gemm_bytes, 64);
-    j.thread_bytes = j.gemm_bytes + nb_align_up((size_t)w->w.n_in * sizeof(float), 64);
-    j.scratch = nb_cpu_scratch(be, NB_CPU_THREAD, j.thread_bytes * (size_t)be->threads);
-    if (!j.scratch) return;
+    j.w = w;
+    j.bias = w->bias;
+    j.low = low;
+    j.add = add;
+    if (!prepare(&j, (size_t)n_in * sizeof(float))) return;
     const char *plain = nb_cpu_plain_rows(w, bf16 ? NB_BF16 : NB_F32);
     int64_t tile_bytes = j.n.size * w->w.n_in * j.size;
     int64_t per_panel = plain ? j.n.count : nb_max_i64(1, PANEL_BYTES / tile_bytes);
@@ -180,4 +197,36 @@ void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, con
     for (int64_t i = 0; i < j.n.count; i += per_panel) {
         run_panel(&j, decoded, plain, i, nb_min_i64(i + per_panel, j.n.count));
     }
+}
+
+/* ---- two views ------------------------------------------------------------------------- */
+
+/* A view as operands: itself, or a copy in bf16, ld elements per row; NULL: no memory. */
+static const void *load_operands(nb_backend *be, nb_view v, nb_cpu_slot slot, int64_t *ld)
+{
+    *ld = v.stride;
+    if (be->compute != NB_COMPUTE_BF16) return nb_cpu_row(v, 0);
+    *ld = v.cols;
+    uint16_t *to = nb_cpu_scratch(be, slot, (size_t)(v.rows * v.cols) * sizeof *to);
+    if (!to) return NULL;
+    const nb_kernels *k = &nb_cpu_of(be)->k;
+#pragma omp parallel for num_threads(be->threads) if (v.rows * v.cols > NB_CPU_PARALLEL_MIN)
+    for (int64_t r = 0; r < v.rows; r++)
+        k->bf16_from_f32(to + r * v.cols, nb_cpu_row(v, r), v.cols);
+    return to;
+}
+
+void nb_cpu_product_views(nb_backend *be, nb_view out, nb_view a, bool a_cols, nb_view b,
+                          bool b_rows, bool add)
+{
+    assert(out.rows == (a_cols ? a.cols : a.rows) && out.cols == (b_rows ? b.rows : b.cols));
+    assert((a_cols ? a.rows : a.cols) == (b_rows ? b.cols : b.rows));
+    if (out.rows == 0 || out.cols == 0) return;
+    job j = {.be = be, .out = out, .a_cols = a_cols, .b_rows = b_rows, .add = add};
+    j.k = a_cols ? a.rows : a.cols;
+    j.size = be->compute == NB_COMPUTE_BF16 ? sizeof(uint16_t) : sizeof(float);
+    j.x = load_operands(be, a, NB_CPU_INPUT_BF16, &j.ldx);
+    const char *w = load_operands(be, b, NB_CPU_PANEL, &j.ldw);
+    if (!j.x || !w || !prepare(&j, 0)) return;
+    run_panel(&j, NULL, w, 0, j.n.count);
 }

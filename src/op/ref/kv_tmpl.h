@@ -279,8 +279,10 @@ static void attention_quantized(nb_backend *be, nb_view out, nb_view q, nb_kv *k
     struct {
         quantized *q;
         int64_t n;
-    } parts[] = {{&h.q, a->head_dim}, {&h.k, a->head_dim}, {&h.p, s->length + NB_KV_PAGE}, {&h.v, s->v.n}};
-    size_t scores = nb_align_up((size_t)(s->length + NB_KV_PAGE) * sizeof(REAL), 64), bytes = scores;
+    } parts[] = {
+        {&h.q, a->head_dim}, {&h.k, a->head_dim}, {&h.p, s->length + NB_KV_PAGE}, {&h.v, s->v.n}};
+    size_t scores = nb_align_up((size_t)(s->length + NB_KV_PAGE) * sizeof(REAL), 64),
+           bytes = scores;
     for (size_t i = 0; i < NB_COUNT(parts); i++) bytes += place_quantized(NULL, NULL, parts[i].n);
     char *mem = malloc(bytes);
     if (!mem) {

@@ -12,6 +12,7 @@
 #include "base/size.h"
 #include "format/dialect_codec.h"
 #include "format/half.h"
+#include "format/ste.h"
 #include "op/common.h"
 #include "op/kv_store.h"
 
@@ -49,6 +50,10 @@ static REAL operand(const nb_backend *be, REAL x)
 #include "op/ref/loss_tmpl.h"
 #include "op/ref/pointwise_tmpl.h"
 
+#include "op/ref/attention_train_tmpl.h"
+#include "op/ref/quant_tmpl.h"
+#include "op/ref/train_tmpl.h"
+
 const nb_ops REF_OPS = {
     .name = REF_NAME,
     .create = ref_create,
@@ -78,4 +83,19 @@ const nb_ops REF_OPS = {
     .act_forward = act_forward,
     .nll_forward = nll_forward,
     .kl_forward = kl_forward,
+    .product = product,
+    .bias_forward = bias_forward,
+    .col_sum = col_sum,
+    .norm_backward = norm_backward,
+    .rope_backward = rope_backward,
+    .attention_train = attention_train,
+    .attention_backward = attention_backward,
+    .glu_backward = glu_backward,
+    .act_backward = act_backward,
+    .quant_forward = quant_forward,
+    .quant_backward = quant_backward,
+    .clip_forward = clip_forward,
+    .clip_backward = clip_backward,
+    .mse_backward = mse_backward,
+    .adamw_step = adamw_step,
 };
