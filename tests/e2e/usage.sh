@@ -46,6 +46,10 @@ expect 2 "compare without --against" "$NIBBLE" compare "$model" --text LICENSE
 expect 2 "generate without a prompt" "$NIBBLE" generate "$model"
 expect 2 "quantize without -o" "$NIBBLE" quantize "$model" --weights int4:row
 expect 2 "quantize without formats" "$NIBBLE" quantize "$model" -o "$scratch/q"
+expect 2 "a format of weights for the cache" "$NIBBLE" generate "$model" -p a --kv int4:g128
+contains "it is named" "int4:g128" "$err"
+expect 2 "an unknown format for the cache" "$NIBBLE" perplexity "$model" --text LICENSE --kv int9
+expect 2 "--full-chunks is no option of generate" "$NIBBLE" generate "$model" -p a --full-chunks
 expect 2 "unknown format" "$NIBBLE" quantize "$model" -o "$scratch/q" --weights int9:g128
 contains "unknown format is named" "int9:g128" "$err"
 expect 2 "unknown recipe" "$NIBBLE" quantize "$model" -o "$scratch/q" --recipe rtn-w4a16g129

@@ -174,6 +174,30 @@ static void check_axpy(const nb_kernels *ref, const nb_kernels *k, int64_t n, da
     free(x), free(start), free(y), free(z);
 }
 
+/* out += w x for 5 rows of n columns, one of them between the rows. With whole numbers the sums are
+ * exact, whatever their order. */
+static void check_add_rows(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind)
+{
+    enum { ROWS = 5 };
+    float *x = make(ROWS * (n + 1), kind, 1), *start = make(n, kind, 2);
+    float *y = make_out(n * 4), *z = make_out(n * 4);
+    float w[ROWS] = {0.7f, -1, 0, 3, 0.1f};
+    memcpy(y, start, (size_t)n * 4), memcpy(z, start, (size_t)n * 4);
+    ref->add_rows(y, w, x, n + 1, ROWS, n), k->add_rows(z, w, x, n + 1, ROWS, n);
+    check_canary(z, n * 4);
+    for (int64_t i = 0; i < n; i++) {
+        double size = fabs(start[i]);
+        for (int r = 0; r < ROWS; r++) size += fabs((double)w[r] * x[r * (n + 1) + i]);
+        CHECK(fabs((double)y[i] - z[i]) <= ROWS * EPS * size + 0x1p-148);
+    }
+    for (int64_t i = 0; i < ROWS * (n + 1); i++) x[i] = (float)(int)fmodf(x[i], 100);
+    for (int r = 0; r < ROWS; r++) w[r] = (float)(r - 2);
+    memcpy(y, start, (size_t)n * 4), memcpy(z, start, (size_t)n * 4);
+    ref->add_rows(y, w, x, n + 1, ROWS, n), k->add_rows(z, w, x, n + 1, ROWS, n);
+    CHECK(memcmp(y, z, (size_t)n * 4) == 0);
+    free(x), free(start), free(y), free(z);
+}
+
 static void check_rope(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind)
 {
     float *x = make(2 * n, kind, 1), *c = make(n, NORMAL, 2), *s = make(n, NORMAL, 3);
@@ -416,6 +440,7 @@ static const struct {
     {"grid", check_grid},
     {"straight", check_straight},
     {"sub_rows", check_sub_rows},
+    {"add_rows", check_add_rows},
 };
 
 static void check_level(const nb_kernels *k)

@@ -219,7 +219,8 @@ static void test_pieces(void **state)
         nb_backend *be = open_backend(devices[b], 2, ~0u);
         for (size_t i = 0; i + 1 < NB_COUNT(kinds); i++) {
             nb_attn_formats f = formats_of(&kinds[i]);
-            for (size_t s = 0; s < NB_COUNT(shapes); s++) check_pieces(be, &shapes[s], &f, b ? 70 : 131);
+            for (size_t s = 0; s < NB_COUNT(shapes); s++)
+                check_pieces(be, &shapes[s], &f, b ? 70 : 131);
         }
         nb_backend_free(be);
     }
@@ -301,9 +302,15 @@ static void test_token_bytes(void **state)
     static const struct {
         const char *word;
         double bytes; /* of keys and values of one KV head, D = 128 */
-    } sizes[] = {{"dialect:b32", 70 + 70}, {"dialect:b16", 76 + 76}, {"dialect:b64", 67 + 67},
-                 {"mxfp4", 68 + 68},       {"int8:token", 2 * 132},  {"int4:token", 2 * 68},
-                 {"fp8:token", 2 * 132},   {"f16", 512},             {NULL, 1024}};
+    } sizes[] = {{"dialect:b32", 70 + 70},
+                 {"dialect:b16", 76 + 76},
+                 {"dialect:b64", 67 + 67},
+                 {"mxfp4", 68 + 68},
+                 {"int8:token", 2 * 132},
+                 {"int4:token", 2 * 68},
+                 {"fp8:token", 2 * 132},
+                 {"f16", 512},
+                 {NULL, 1024}};
     for (size_t i = 0; i < NB_COUNT(sizes); i++) {
         nb_kv_desc d = {.n_kv_heads = 3, .head_dim = 128};
         d.formats.k = d.formats.v = parse(sizes[i].word);
