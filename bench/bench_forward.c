@@ -41,7 +41,7 @@ static double rate(const char *path, nb_compute compute, int ctx, int windows)
     nb_net *net;
     if (nb_source_open(&src, path, &err) != NB_OK) die(&err);
     if (nb_backend_create(&be, &opt, &err) != NB_OK) die(&err);
-    if (nb_net_create(&net, be, src, false, &err) != NB_OK) die(&err);
+    if (nb_net_create(&net, be, src, false, NULL, &err) != NB_OK) die(&err);
     size_t n = (size_t)ctx * (size_t)(windows + 1);
     int32_t *ids = malloc(n * sizeof *ids);
     if (!ids) exit(4);

@@ -32,11 +32,12 @@ static void print_result(const nb_compare_result *c, bool json, cli_printer *r)
     cli_print_real(r, "tokens_per_second", "tokens per second", c->tokens_per_second, 1);
 }
 
-/* --simulate is about the model that is measured, not about the reference. */
+/* --simulate and --kv are about the model that is measured, not about the reference. */
 static nb_status open_both(nb_model **m, nb_model **reference, const cli_args *args, nb_error *err)
 {
     nb_options plain = args->run;
     plain.simulate = false;
+    plain.kv = NULL;
     nb_status st = nb_model_open(m, args->model, &args->run, err);
     if (st == NB_OK) st = nb_model_open(reference, args->against, &plain, err);
     return st;

@@ -19,6 +19,7 @@ static const cli_option options[] = {
     {"ctx", 'c', CLI_INT, AT(generate.n_ctx), 0, "N", "capacity of the KV cache (what is needed)"},
     {"chat", 0, CLI_FLAG, AT(generate.chat), 0, NULL, "the prompt is a message to a chat model"},
     {"ignore-eos", 0, CLI_FLAG, AT(generate.ignore_eos), 0, NULL, "go on after an end token"},
+    {"kv", 0, CLI_STRING, AT(run.kv), 0, "FORMAT", "of the KV cache, in place of the model's"},
     {"simulate", 0, CLI_FLAG, AT(run.simulate), 0, NULL, "unpack weights to fp32 when loading"},
     {0},
 };
@@ -65,6 +66,7 @@ static nb_status print_json(const output *o, const nb_generate_result *g, nb_err
     cli_print_real(&r, "prompt_tokens_per_second", NULL, g->prompt_tokens_per_second, 0);
     cli_print_real(&r, "decode_tokens_per_second", NULL, g->decode_tokens_per_second, 0);
     cli_print_int(&r, "kv_bytes", NULL, (int64_t)g->kv_bytes);
+    cli_print_int(&r, "kv_bytes_per_token", NULL, (int64_t)g->kv_bytes_per_token);
     return cli_print_end(&r, err);
 }
 

@@ -26,7 +26,10 @@ static void print_config(const nb_model_info *m, cli_printer *r)
     cli_print_int(r, "vocab", "vocabulary", m->n_vocab);
     cli_print_int(r, "ctx", "context", m->n_ctx);
     cli_print_int(r, "parameters", "parameters", m->n_params);
+    cli_print_text(r, "kv_keys", "keys in the KV cache", m->kv_keys);
+    cli_print_text(r, "kv_values", "values in the KV cache", m->kv_values);
     cli_print_bytes(r, "kv_bytes_per_token", "KV cache per token", (int64_t)m->kv_bytes_per_token);
+    cli_print_bytes(r, "kv_bytes_per_token_f16", "  in fp16", (int64_t)m->kv_bytes_per_token_f16);
     cli_print_bool(r, "tokenizer", "tokenizer", m->has_tokenizer);
 }
 
@@ -56,13 +59,13 @@ static void print_tensor_table(const nb_inspection *in)
         size_t n = strlen(in->tensors[i].name);
         if (n > width) width = n;
     }
-    printf("\n%-*s  %-14s  %-20s  %12s  %6s\n", (int)width, "tensor", "format", "shape", "bytes",
+    printf("\n%-*s  %-16s  %-20s  %12s  %6s\n", (int)width, "tensor", "format", "shape", "bytes",
            "bits");
     for (size_t i = 0; i < in->n_tensors; i++) {
         const nb_tensor_desc *t = &in->tensors[i];
         char shape[96];
         format_shape(t, shape, sizeof shape);
-        printf("%-*s  %-14s  %-20s  %12lld  %6.3f\n", (int)width, t->name, t->format, shape,
+        printf("%-*s  %-16s  %-20s  %12lld  %6.3f\n", (int)width, t->name, t->format, shape,
                (long long)t->bytes, t->bits_per_weight);
     }
 }

@@ -91,6 +91,7 @@ const cli_command cmd_quantize = {
         "Options override the recipe. Formats of weights, in groups along the input dimension:\n"
         "\n"
         "  integers        int4:g128 (groups of 128), int3:row, int8:g64:sym (no zero point)\n"
+        "                  int3:g128:f32 (fp32 scales)\n"
         "  small floats    fp4:g256 fp4e3m0:g128 fp6:row fp6e3m2:g64 fp8:row fp8e5m2:row\n"
         "  by powers of 2  fp4:g64:m1 fp4:g256:m2\n"
         "  microscaling    mxfp4 mxfp6 mxfp6e3m2 mxfp8 mxfp8e5m2 mxint8\n"

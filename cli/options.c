@@ -23,6 +23,9 @@ const cli_option cli_eval_options[] = {
     {"ctx", 'c', CLI_INT, AT(eval.ctx), 2, "N", "tokens per window; windows do not overlap"},
     {"windows", 0, CLI_INT64, AT(eval.n_windows), 0, "N", "only the first N windows (all)"},
     {"simulate", 0, CLI_FLAG, AT(run.simulate), 0, NULL, "unpack weights to fp32 when loading"},
+    {"kv", 0, CLI_STRING, AT(run.kv), 0, "FORMAT", "of the KV cache, in place of the model's"},
+    {"full-chunks", 0, CLI_FLAG, AT(eval.full_chunks), 0, NULL,
+     "quantize values of a query's own block as well"},
     {0},
 };
 

@@ -73,6 +73,7 @@ typedef struct nb_options {
     int threads;        /* 0 (default): as many as the process may use                        */
     nb_compute compute;
     bool simulate;    /* unpack quantized weights to fp32 when loading: fake-quant reference  */
+    const char *kv;   /* format of the KV cache; NULL (default): as the model says            */
     unsigned cpumask; /* CPU features that may be used; default ~0u, 0: scalar kernels        */
     nb_progress_fn progress;
     void *progress_user;
@@ -95,7 +96,9 @@ typedef struct nb_model_info {
     int n_layers, n_embd, n_ffn, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx;
     int64_t n_params;
     size_t weight_bytes;       /* as held in memory by the packed or float linears    */
-    size_t kv_bytes_per_token; /* of a session on this model                          */
+    const char *kv_keys, *kv_values; /* formats of the KV cache: "f32", "dialect:b32"     */
+    size_t kv_bytes_per_token;       /* of a session on this model, without its last chunk */
+    size_t kv_bytes_per_token_f16;   /* what they would take in fp16                       */
     bool has_tokenizer;
 } nb_model_info;
 
@@ -117,6 +120,10 @@ NB_API nb_status nb_detokenize(const nb_model *m, const int32_t *tokens, size_t 
 typedef struct nb_eval_options {
     int ctx;           /* tokens per window, default 2048; windows do not overlap             */
     int64_t n_windows; /* 0 (default): all whole windows; N: the first N                      */
+    /* Values of a KV cache with blocks along the sequence: quantize every full block for every
+     * query, as papers evaluate; default: only those before the query's own, as generation sees
+     * them. */
+    bool full_chunks;
 } nb_eval_options;
 
 NB_API void nb_eval_options_default(nb_eval_options *o);
@@ -171,7 +178,8 @@ NB_API void nb_generate_options_default(nb_generate_options *o);
 typedef struct nb_generate_result {
     int64_t prompt_tokens, tokens;
     double prompt_tokens_per_second, decode_tokens_per_second;
-    size_t kv_bytes; /* of the KV cache in use at the end */
+    size_t kv_bytes;           /* of the KV cache: memory taken at the end           */
+    size_t kv_bytes_per_token; /* of its tokens, as in nb_model_info                 */
 } nb_generate_result;
 
 /* Called with whole UTF-8 characters as they become known; return false to stop early. */

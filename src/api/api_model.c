@@ -1,6 +1,7 @@
 /* Public: models, text, quality figures. */
 #include "api/api_model.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,12 +21,21 @@ void nb_options_default(nb_options *o)
 
 /* ---- life ------------------------------------------------------------------------------- */
 
+static nb_status parse_kv(const char *word, nb_format *out, nb_error *err)
+{
+    NB_TRY(nb_format_parse(out, word, err));
+    if (!out->family || out->family->uses(out) & NB_FOR_KV) return NB_OK;
+    return nb_fail(err, NB_EUSAGE, "format \"%s\": not one of a KV cache", out->word);
+}
+
 static nb_status open_parts(nb_model *m, const char *path, nb_error *err)
 {
     NB_TRY(nb_source_open(&m->source, path, err));
     NB_TRY(nb_source_tokenizer(m->source, &m->tokenizer, err));
     NB_TRY(nb_backend_create(&m->backend, &m->opt, err));
-    return nb_net_create(&m->net, m->backend, m->source, m->opt.simulate, err);
+    if (m->opt.kv) NB_TRY(parse_kv(m->opt.kv, &m->kv, err));
+    return nb_net_create(&m->net, m->backend, m->source, m->opt.simulate, m->opt.kv ? &m->kv : NULL,
+                         err);
 }
 
 nb_status nb_model_open(nb_model **out, const char *path, const nb_options *opt, nb_error *err)
@@ -62,6 +72,17 @@ static int64_t count_params(const nb_config *c)
     return block * c->n_layers + width * c->n_vocab * (c->tied ? 1 : 2);
 }
 
+/* The words are those of `attn`. */
+static void describe_kv(const nb_config *c, const nb_attn_formats *attn, nb_model_info *out)
+{
+    nb_kv_desc d = {.n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim, .formats = *attn};
+    size_t n = 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    out->kv_keys = attn->k.family ? attn->k.word : "f32";
+    out->kv_values = attn->v.family ? attn->v.word : "f32";
+    out->kv_bytes_per_token = (size_t)ceil(c->n_layers * nb_kv_token_bytes(&d));
+    out->kv_bytes_per_token_f16 = n * 2;
+}
+
 void nb_describe_source(const nb_source *s, nb_model_info *out)
 {
     const nb_config *c = nb_source_config(s);
@@ -76,14 +97,14 @@ void nb_describe_source(const nb_source *s, nb_model_info *out)
         .n_vocab = c->n_vocab,
         .n_ctx = c->n_ctx,
         .n_params = count_params(c),
-        .kv_bytes_per_token =
-            (size_t)c->n_layers * 2 * (size_t)c->n_kv_heads * (size_t)c->head_dim * sizeof(float),
     };
+    describe_kv(c, nb_source_attn(s), out);
 }
 
 void nb_model_describe(const nb_model *m, nb_model_info *out)
 {
     nb_describe_source(m->source, out);
+    describe_kv(nb_source_config(m->source), &m->net->attn, out);
     out->weight_bytes = m->net->weight_bytes;
     out->has_tokenizer = m->tokenizer != NULL;
 }

@@ -10,6 +10,7 @@ struct nb_model {
     nb_backend *backend;
     nb_net *net;
     nb_options opt;
+    nb_format kv; /* of opt.kv */
 };
 
 void nb_describe_source(const nb_source *s, nb_model_info *out);

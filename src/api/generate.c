@@ -118,7 +118,10 @@ static nb_status prompt_and_decode(run *r, const int32_t *ids, size_t n)
     r->out->prompt_tokens = (int64_t)n;
     r->out->prompt_tokens_per_second = (double)n / (nb_now() - start);
     NB_TRY(decode(r, logits));
+    nb_model_info info;
+    nb_model_describe(r->m, &info);
     r->out->kv_bytes = nb_session_kv_bytes(r->session);
+    r->out->kv_bytes_per_token = info.kv_bytes_per_token;
     return NB_OK;
 }
 

@@ -42,6 +42,21 @@ static void describe(nb_tensor_desc *d, const nb_weight *w)
     d->bits_per_weight = bits_of(d->bytes, n);
 }
 
+/* Of the quantized linears with their low-rank factors; where there are none, of every tensor. */
+static double bits_per_weight(const inspection *in, const nb_weight *w)
+{
+    int64_t bytes[2] = {0}, n[2] = {0};
+    for (size_t i = 0; i < in->n; i++) {
+        const nb_tensor_desc *d = &in->items[i];
+        for (int q = 0; q <= d->quantized; q++) {
+            bytes[q] += d->bytes;
+            n[q] += w[i].factor ? 0 : count_of(d);
+        }
+    }
+    int which = n[1] > 0;
+    return bits_of(bytes[which], n[which]);
+}
+
 static nb_status list(inspection *in, nb_error *err)
 {
     nb_weight *w;
@@ -49,19 +64,8 @@ static nb_status list(inspection *in, nb_error *err)
     in->items = nb_arena_alloc(in->arena, in->n, sizeof *in->items);
     if (!in->items) return nb_fail_memory(err, "list of tensors", in->n * sizeof *in->items);
     for (size_t i = 0; i < in->n; i++) describe(&in->items[i], &w[i]);
+    in->pub.bits_per_weight = bits_per_weight(in, w);
     return NB_OK;
-}
-
-/* Of the quantized linears; where there are none, of every tensor. */
-static double bits_per_weight(const inspection *in)
-{
-    int64_t bytes[2] = {0}, n[2] = {0};
-    for (size_t i = 0; i < in->n; i++) {
-        const nb_tensor_desc *d = &in->items[i];
-        for (int q = 0; q <= d->quantized; q++) bytes[q] += d->bytes, n[q] += count_of(d);
-    }
-    int which = n[1] > 0;
-    return bits_of(bytes[which], n[which]);
 }
 
 static nb_status fill(inspection *in, const char *path, nb_error *err)
@@ -83,7 +87,6 @@ static nb_status fill(inspection *in, const char *path, nb_error *err)
     p->bytes = nb_checkpoint_bytes(c);
     p->source_bytes = nb_source_source_bytes(in->source);
     if (p->source_bytes < 0) p->source_bytes = p->bytes;
-    p->bits_per_weight = bits_per_weight(in);
     p->tensors = in->items;
     p->n_tensors = in->n;
     return NB_OK;

@@ -37,18 +37,28 @@ static int by_name(const void *a, const void *b)
     return compare_natural(((const nb_weight *)a)->name, ((const nb_weight *)b)->name);
 }
 
-static nb_status add_packed(list *l, const nb_host_linear *h, bool in_block)
+static nb_status add_matrix(list *l, const char *module, const char *tail, const nb_matrix *m,
+                            bool in_block)
 {
-    if (!h->name || !nb_format_is_quantized(&h->w.format)) return NB_OK;
-    char *name = nb_arena_printf(l->arena, "%s.weight", h->name);
+    char *name = nb_arena_printf(l->arena, "%s.weight%s", module, tail);
     if (!name || l->n == l->capacity) return nb_fail_memory(l->err, "list of weights", l->n);
     l->items[l->n++] = (nb_weight){.name = name,
                                    .n_dims = 2,
-                                   .dims = {h->w.n_out, h->w.n_in},
-                                   .m = h->w,
+                                   .dims = {m->n_out, m->n_in},
+                                   .m = *m,
                                    .packed = true,
-                                   .in_block = in_block};
+                                   .in_block = in_block,
+                                   .factor = *tail != 0};
     return NB_OK;
+}
+
+static nb_status add_packed(list *l, const nb_host_linear *h, bool in_block)
+{
+    if (!h->name || !nb_format_is_quantized(&h->w.format)) return NB_OK;
+    NB_TRY(add_matrix(l, h->name, "", &h->w, in_block));
+    if (h->lorc.rank == 0) return NB_OK;
+    NB_TRY(add_matrix(l, h->name, ".lorc_a", &h->lorc.a, in_block));
+    return add_matrix(l, h->name, ".lorc_b", &h->lorc.b, in_block);
 }
 
 static nb_status add_all_packed(list *l)
@@ -65,17 +75,16 @@ static nb_status add_all_packed(list *l)
     return NB_OK;
 }
 
-/* "MODULE.weight.PLANE" of a packed module. */
+/* "MODULE.weight.PLANE" of a packed module, or "MODULE.weight.lorc_a.PLANE". */
 static bool is_plane(const nb_source *s, const char *name)
 {
-    const char *end = strrchr(name, '.');
-    size_t n = end ? (size_t)(end - name) : 0, tail = strlen(".weight");
+    static const char tail[] = ".weight.";
     char module[256];
-    if (n <= tail || n - tail >= sizeof module || memcmp(end - tail, ".weight", tail) != 0) {
-        return false;
-    }
-    memcpy(module, name, n - tail);
-    module[n - tail] = 0;
+    const char *end = strstr(name, tail);
+    size_t n = end ? (size_t)(end - name) : sizeof module;
+    if (n >= sizeof module) return false;
+    memcpy(module, name, n);
+    module[n] = 0;
     return nb_source_format(s, module).family != NULL;
 }
 

@@ -8,6 +8,7 @@
 #include "calib/convert.h"
 #include "calib/gram.h"
 #include "calib/shard.h"
+#include "method/gptq.h"
 
 /* What is said of a shard, and the shard itself while it grows. */
 typedef struct builder {
@@ -25,10 +26,17 @@ typedef struct builder {
 static nb_status report_linear(builder *b, const nb_host_linear *l, const nb_convert_info *info)
 {
     const nb_matrix *w = &l->w;
-    json_t *one = json_pack("{s:s,s:s,s:I,s:I,s:I,s:f}", "name", l->name, "format", w->format.word,
-                            "rows", (json_int_t)w->n_out, "cols", (json_int_t)w->n_in, "bytes",
-                            (json_int_t)nb_matrix_bytes(w), "error", info->error);
+    json_t *one =
+        json_pack("{s:s,s:s,s:I,s:I,s:I,s:f}", "name", l->name, "format", w->format.word, "rows",
+                  (json_int_t)w->n_out, "cols", (json_int_t)w->n_in, "bytes",
+                  (json_int_t)(nb_matrix_bytes(w) + nb_lorc_bytes(&l->lorc)), "error", info->error);
+    if (l->lorc.rank > 0) {
+        json_object_set_new(one, "lorc",
+                            json_pack("{s:i,s:s,s:f}", "rank", l->lorc.rank, "format",
+                                      l->lorc.a.format.word, "error_before", info->rounded));
+    }
     if (info->clipped >= 0) json_object_set_new(one, "clipped", json_real(info->clipped));
+    if (info->driven >= 0) json_object_set_new(one, "clipped_updated", json_integer(info->driven));
     if (info->loss >= 0) json_object_set_new(one, "loss", json_real(info->loss));
     if (*info->note) json_object_set_new(one, "note", json_string(info->note));
     if (!one || json_array_append_new(b->linears, one) != 0) {
@@ -43,8 +51,11 @@ static nb_status report_linear(builder *b, const nb_host_linear *l, const nb_con
 
 static nb_convert begin_convert(nb_calib *c)
 {
-    return (nb_convert){
-        .recipe = &c->recipe, .arena = c->arena, .scratch = c->scratch, .threads = c->be->threads};
+    return (nb_convert){.recipe = &c->recipe,
+                        .arena = c->arena,
+                        .scratch = c->scratch,
+                        .threads = c->be->threads,
+                        .cpu = c->be->cpu};
 }
 
 /* *stored: the linear as the shard has it. */
@@ -54,6 +65,7 @@ static nb_status add_linear(builder *b, const nb_convert *how, const nb_host_lin
     nb_convert_info info;
     *stored = *l;
     NB_TRY(nb_convert_matrix(how, l->name, &l->w, format, by_rows, &stored->w, &info, b->err));
+    stored->lorc = info.lorc;
     NB_TRY(nb_shard_add_linear(&b->shard, stored, b->err));
     NB_TRY(report_linear(b, stored, &info));
     return nb_calib_tell(b->c, b->index, NULL, b->err);
@@ -107,7 +119,8 @@ static nb_status collect(builder *b, const nb_host_block *block, unsigned roles,
     }
     if (!roles) return NB_OK;
     nb_ticker t = {.c = c, .done = b->index, .err = b->err};
-    NB_TRY(nb_grams_create(out, c->be, block, roles, b->err));
+    bool raw = nb_recipe_needs(&c->recipe) & NB_NEED_RAW_TOKENS;
+    NB_TRY(nb_grams_create(out, c->be, block, roles, raw, b->err));
     return nb_flow_collect(c->flow, block, nb_grams_observe, *out, nb_calib_tick, &t, b->err);
 }
 
@@ -129,9 +142,10 @@ static nb_status report_act(builder *b, nb_role role)
 /* Linears of `roles`, each in the place of the source's once it is rounded: what is collected next
  * sees it. */
 static nb_status add_roles(builder *b, nb_host_block *block, const nb_block_result *steps,
-                           unsigned roles, nb_grams *grams)
+                           unsigned roles, nb_grams *grams, nb_gptq_cache *factors)
 {
     nb_convert how = begin_convert(b->c);
+    how.factors = factors;
     for (int r = 0; r < NB_N_ROLES; r++) {
         nb_host_linear stored, *l = &block->linear[r];
         const nb_format *format = nb_recipe_weights(&b->c->recipe, (nb_role)r);
@@ -160,8 +174,10 @@ static nb_status add_linears(builder *b, nb_host_block *block, const nb_block_re
     for (size_t i = 0; st == NB_OK && i < n; i++) {
         unsigned roles = sequential ? stages[i] : at_once[i];
         nb_grams *grams;
+        nb_gptq_cache factors = {0};
         st = collect(b, block, roles, &grams);
-        if (st == NB_OK) st = add_roles(b, block, steps, roles, grams);
+        if (st == NB_OK) st = add_roles(b, block, steps, roles, grams, &factors);
+        nb_gptq_cache_fini(&factors);
         nb_grams_free(grams);
     }
     return st;

@@ -81,17 +81,40 @@ static float *load_rows(const nb_convert *c, const nb_matrix *in, int64_t row0, 
 }
 
 typedef struct error_sum {
-    double error, power;
+    double error, rounded, power; /* rounded: without the low-rank factors */
     int64_t clipped;
 } error_sum;
 
+static double square_error(const float *w, const float *back, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)w[i] - (double)back[i];
+        sum += d * d;
+    }
+    return sum;
+}
+
+/* Both factors as fp32, A [rank, n_out], then B; NULL: out of memory. */
+static float *expand_factors(const nb_convert *c, const nb_lorc *l)
+{
+    int64_t n = (int64_t)l->rank * (l->a.n_in + l->b.n_in);
+    float *a = nb_arena_alloc(c->scratch, (size_t)n, sizeof *a);
+    if (!a || l->rank == 0) return a;
+    nb_matrix_dequant(&l->a, 0, l->rank, a);
+    nb_matrix_dequant(&l->b, 0, l->rank, a + l->rank * l->a.n_in);
+    return a;
+}
+
 /* Sums per row, then in the order of the rows: the same for any number of threads. */
-static nb_status add_errors(const nb_convert *c, const float *w, const nb_matrix *out, int64_t row0,
-                            int64_t n, error_sum *total, nb_error *err)
+static nb_status add_errors(const nb_convert *c, const float *w, const nb_matrix *out,
+                            const nb_lorc *lorc, int64_t row0, int64_t n, error_sum *total,
+                            nb_error *err)
 {
     error_sum *sums = nb_arena_alloc(c->scratch, (size_t)n, sizeof *sums);
     float *back = nb_arena_alloc(c->scratch, (size_t)(c->threads * out->n_in), sizeof *back);
-    if (!sums || !back) return nb_fail_memory(err, "error sums", (size_t)n * sizeof *sums);
+    const float *a = expand_factors(c, lorc);
+    if (!sums || !back || !a) return nb_fail_memory(err, "error sums", (size_t)n * sizeof *sums);
 #pragma omp parallel num_threads(c->threads)
     {
         float *mine = NULL;
@@ -105,14 +128,17 @@ static nb_status add_errors(const nb_convert *c, const float *w, const nb_matrix
             nb_matrix_dequant(out, row0 + r, 1, mine);
             const float *row = w + r * out->n_in;
             for (int64_t i = 0; i < out->n_in; i++) {
-                double d = (double)row[i] - (double)mine[i];
-                sums[r].error += d * d;
                 sums[r].power += (double)row[i] * (double)row[i];
             }
+            sums[r].rounded = sums[r].error = square_error(row, mine, out->n_in);
+            if (lorc->rank == 0) continue;
+            nb_lorc_add(lorc, a, a + lorc->rank * out->n_out, row0 + r, 1, mine);
+            sums[r].error = square_error(row, mine, out->n_in);
         }
     }
     for (int64_t r = 0; r < n; r++) {
         total->error += sums[r].error;
+        total->rounded += sums[r].rounded;
         total->power += sums[r].power;
     }
     return NB_OK;
@@ -168,8 +194,15 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
                   .w = w,
                   .importance = c->importance,
                   .hessian = c->hessian,
-                  .threads = c->threads};
+                  .factors = c->factors,
+                  .threads = c->threads,
+                  .cpu = c->cpu};
     for (int i = 0; i < n_planes; i++) job.plane[i] = plane[i] + row0 * spec[i].row_bytes;
+    job.lorc = info->lorc;
+    for (int i = 0; i < NB_MAX_PLANES; i++) { /* of make_lorc: not yet what readers may see */
+        job.lorc_a[i] = (uint8_t *)info->lorc.a.plane[i];
+        job.lorc_b[i] = (uint8_t *)info->lorc.b.plane[i];
+    }
     size_t n_clips = (size_t)(n * nb_format_groups(&out->format, out->n_in));
     job.clip_lo = nb_arena_alloc(c->scratch, n_clips, sizeof(float));
     job.clip_hi = nb_arena_alloc(c->scratch, n_clips, sizeof(float));
@@ -181,6 +214,7 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
     }
     NB_TRY(nb_job_run(&job, c->recipe->steps, c->recipe->n_steps, err));
     info->loss = job.loss;
+    info->driven = job.clipped;
     memcpy(info->note, job.note, sizeof info->note);
     return NB_OK;
 }
@@ -200,14 +234,25 @@ static nb_status convert_rows(const nb_convert *c, const char *name, const nb_ma
     } else {
         NB_TRY(store_rows(c, name, w, out, row0, n, plane[0], err));
     }
-    return add_errors(c, w, out, row0, n, sum, err);
+    return add_errors(c, w, out, &info->lorc, row0, n, sum, err);
+}
+
+/* Room for the factors that the recipe's steps will fill. */
+static nb_status make_lorc(const nb_convert *c, const char *name, const nb_matrix *out,
+                           nb_lorc *lorc, nb_error *err)
+{
+    uint8_t *plane[NB_MAX_PLANES];
+    NB_TRY(nb_recipe_lorc(c->recipe, name, out->n_out, out->n_in, lorc, err));
+    if (lorc->rank == 0) return NB_OK;
+    NB_TRY(alloc_planes(c->arena, name, &lorc->a, plane, err));
+    return alloc_planes(c->arena, name, &lorc->b, plane, err);
 }
 
 nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matrix *in,
                             const nb_format *format, bool by_rows, nb_matrix *out,
                             nb_convert_info *info, nb_error *err)
 {
-    *info = (nb_convert_info){.loss = -1, .clipped = -1};
+    *info = (nb_convert_info){.loss = -1, .clipped = -1, .driven = -1};
     *out = (nb_matrix){.format = *format, .n_out = in->n_out, .n_in = in->n_in};
     bool plain = !nb_format_is_quantized(&in->format);
     if (plain && !nb_format_is_quantized(format) && in->format.variant == format->variant) {
@@ -219,6 +264,9 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
     }
     uint8_t *plane[NB_MAX_PLANES];
     NB_TRY(alloc_planes(c->arena, name, out, plane, err));
+    if (!by_rows && nb_format_is_quantized(format)) {
+        NB_TRY(make_lorc(c, name, out, &info->lorc, err));
+    }
     int64_t chunk = by_rows ? nb_max_i64(1, NB_CHUNK_ELEMS / in->n_in) : in->n_out;
     error_sum sum = {0};
     nb_status st = NB_OK;
@@ -228,6 +276,7 @@ nb_status nb_convert_matrix(const nb_convert *c, const char *name, const nb_matr
     }
     nb_arena_reset(c->scratch);
     info->error = sum.power > 0 ? sum.error / sum.power : 0;
+    info->rounded = sum.power > 0 ? sum.rounded / sum.power : 0;
     if (nb_format_is_quantized(format)) {
         info->clipped = (double)sum.clipped / ((double)in->n_out * (double)in->n_in);
     }

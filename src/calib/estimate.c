@@ -25,7 +25,8 @@ static nb_status time_linears(const nb_calib *c, const nb_host_block *block, dou
         nb_convert how = {.recipe = &c->recipe,
                           .arena = c->arena,
                           .scratch = c->scratch,
-                          .threads = c->be->threads};
+                          .threads = c->be->threads,
+                          .cpu = c->be->cpu};
         nb_convert_info info;
         nb_matrix stored;
         if (!l->name) continue;

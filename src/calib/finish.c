@@ -110,6 +110,16 @@ static bool set_filled(json_t *root, const char *key, json_t *value)
     return value != NULL;
 }
 
+/* Rank and format of the factors that the steps make. */
+static bool set_lorc(json_t *root, const nb_recipe *r)
+{
+    nb_lorc l;
+    bool any = nb_steps_lorc(r->steps, r->n_steps, &l, NULL) == NB_OK && l.rank > 0;
+    if (!any || !nb_recipe_quantizes(r)) return true;
+    json_t *lorc = json_pack("{s:i,s:s}", "rank", l.rank, "format", l.a.format.word);
+    return json_object_set_new(root, "lorc", lorc) == 0;
+}
+
 static bool set_word(json_t *root, const char *key, const nb_format *f)
 {
     return !*f->word || json_object_set_new(root, key, json_string(f->word)) == 0;
@@ -125,7 +135,7 @@ json_t *nb_finish_quantization(const nb_calib *c, const json_t *lines)
                           "modules", words_by_module(lines, "format", true));
     if (q && set_filled(q, "act_modules", words_by_module(lines, "act", false)) &&
         set_filled(q, "biases", bias_names(lines)) && set_word(q, "keys", &r->keys) &&
-        set_word(q, "query", &r->query) && set_word(q, "probs", &r->probs)) {
+        set_word(q, "query", &r->query) && set_word(q, "probs", &r->probs) && set_lorc(q, r)) {
         return q;
     }
     json_decref(q);

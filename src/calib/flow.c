@@ -10,7 +10,6 @@ struct nb_flow {
     nb_config cfg;
     const nb_samples *samples;
     nb_workspace *ws;
-    nb_buffer *keys, *values; /* of one window: every window starts at position 0 */
     nb_view rope;
     nb_buffer *x[3]; /* [n * seqlen, C]: SOURCE, STORED, TARGET (or NULL) */
     nb_buffer *copy; /* [seqlen, C]: a window whose states must stay */
@@ -18,13 +17,12 @@ struct nb_flow {
     bool ahead;      /* the source's states are through the block: in TARGET, or moved on */
 };
 
-static int64_t kv_width(const nb_config *cfg) { return (int64_t)cfg->n_kv_heads * cfg->head_dim; }
-
 int64_t nb_flow_bytes(const nb_config *cfg, int n_samples, int seqlen, bool target)
 {
     int64_t hidden = (int64_t)seqlen * cfg->n_embd;
     int64_t wide = (int64_t)cfg->n_heads * cfg->head_dim + 2 * (int64_t)cfg->n_ffn;
-    int64_t scratch = (int64_t)seqlen * (2 * cfg->n_embd + 2 * wide + 2 * kv_width(cfg));
+    int64_t kv = (int64_t)cfg->n_kv_heads * cfg->head_dim; /* as made, and as kept */
+    int64_t scratch = (int64_t)seqlen * (2 * cfg->n_embd + 2 * wide + 4 * kv);
     return 4 * ((target ? 3 : 2) * n_samples * hidden + 3 * hidden + scratch);
 }
 
@@ -33,8 +31,6 @@ static nb_status create_buffers(nb_flow *f, bool target, nb_error *err)
     const nb_ops *op = f->be->ops;
     int64_t seqlen = f->samples->seqlen, hidden = seqlen * f->cfg.n_embd;
     NB_TRY(nb_workspace_create(f->be, &f->cfg, seqlen, &f->ws, err));
-    NB_TRY(op->buffer_create(f->be, seqlen * kv_width(&f->cfg), &f->keys, err));
-    NB_TRY(op->buffer_create(f->be, seqlen * kv_width(&f->cfg), &f->values, err));
     NB_TRY(op->buffer_create(f->be, hidden, &f->copy, err));
     NB_TRY(nb_rope_table(f->be, &f->cfg, seqlen, &f->rope, err));
     for (int i = 0; i < (target ? 3 : 2); i++) {
@@ -68,8 +64,7 @@ nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
 void nb_flow_free(nb_flow *f)
 {
     if (!f) return;
-    nb_buffer *const all[] = {f->keys,      f->values,    f->rope.buf, f->x[SOURCE],
-                              f->x[STORED], f->x[TARGET], f->copy};
+    nb_buffer *const all[] = {f->rope.buf, f->x[SOURCE], f->x[STORED], f->x[TARGET], f->copy};
     for (size_t i = 0; i < NB_COUNT(all); i++) f->be->ops->buffer_free(f->be, all[i]);
     nb_workspace_free(f->ws);
     free(f->host[SOURCE]);
@@ -116,9 +111,9 @@ static nb_status forward(nb_flow *f, int from, int to, const nb_host_block *host
 {
     nb_block *block;
     NB_TRY(nb_block_create(f->be, &f->cfg, host, &block, err));
-    nb_kv kv = {nb_view_of(f->keys, f->samples->seqlen, kv_width(&f->cfg)),
-                nb_view_of(f->values, f->samples->seqlen, kv_width(&f->cfg))};
-    nb_status st = NB_OK;
+    nb_kv *kv; /* of one window: every window starts at position 0 */
+    nb_kv_desc d = nb_block_kv(block, f->samples->seqlen);
+    nb_status st = f->be->ops->kv_create(f->be, &d, &kv, err);
     for (int i = 0; st == NB_OK && i < f->samples->n; i++) {
         nb_view x = window(f, from, i);
         if (to != from) {
@@ -130,6 +125,7 @@ static nb_status forward(nb_flow *f, int from, int to, const nb_host_block *host
         st = f->be->ops->sync(f->be, err);
         if (st == NB_OK) st = tick(user);
     }
+    f->be->ops->kv_free(f->be, kv);
     nb_block_free(block);
     return st;
 }

@@ -13,6 +13,7 @@ typedef struct sum {
 
 struct nb_grams {
     nb_backend *be;
+    bool raw;
     sum sums[NB_N_ROLES];
     int owner[NB_N_ROLES];  /* whose sum serves this linear */
     float *host, *diagonal; /* of the sum `taken` */
@@ -60,12 +61,13 @@ static nb_status create_sums(nb_grams *g, const nb_host_block *block, unsigned r
 }
 
 nb_status nb_grams_create(nb_grams **out, nb_backend *be, const nb_host_block *block,
-                          unsigned roles, nb_error *err)
+                          unsigned roles, bool raw, nb_error *err)
 {
     *out = NULL;
     nb_grams *g = calloc(1, sizeof *g);
     if (!g) return nb_fail_memory(err, "input statistics", sizeof *g);
     g->be = be;
+    g->raw = raw;
     g->taken = -1;
     nb_status st = create_sums(g, block, roles, err);
     if (st != NB_OK) {
@@ -91,7 +93,7 @@ void nb_grams_observe(void *user, nb_role role, nb_view x)
     for (int r = 0; r < NB_N_ROLES; r++) {
         sum *s = &g->sums[r];
         if (!s->buf || nb_role_input[r] != role) continue;
-        g->be->ops->gram_forward(g->be, nb_view_of(s->buf, s->n, s->n), x, &s->act);
+        g->be->ops->gram_forward(g->be, nb_view_of(s->buf, s->n, s->n), x, &s->act, !g->raw);
         s->windows++;
     }
     g->taken = -1;

@@ -154,7 +154,7 @@ static nb_status load_recipe(nb_calib *c, nb_error *err)
     bool needs = nb_recipe_needs(&c->recipe) || nb_recipe_block_needs(&c->recipe);
     if (!needs || opt->n_calib > 0) return NB_OK;
     const nb_step *step = c->recipe.steps;
-    while (!step->method->needs) step++;
+    while (!nb_step_needs(step)) step++;
     return nb_fail(err, NB_EUSAGE, "method: step \"%s\" needs calibration text (calib)",
                    step->word);
 }

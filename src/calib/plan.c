@@ -43,33 +43,59 @@ typedef struct block_size {
     int64_t source, weights, planes, other; /* other: biases, norms, header    */
     int64_t largest;                        /* weights of the largest linear   */
     int64_t quantized, quantized_bytes;     /* weights that are, and their planes */
+    int64_t lorc;                           /* memory of the compensate step   */
 } block_size;
 
-static block_size measure_block(const nb_host_block *b, const nb_recipe *recipe)
+/* Factors of a quantized linear, and what finding them takes: its error and a Gram matrix in
+ * double. */
+static nb_status measure_lorc(const nb_host_linear *l, const nb_recipe *recipe, block_size *s,
+                              nb_error *err)
 {
-    block_size s = {0};
+    nb_lorc lorc;
+    NB_TRY(nb_recipe_lorc(recipe, l->name, l->w.n_out, l->w.n_in, &lorc, err));
+    if (lorc.rank == 0) return NB_OK;
+    int64_t side = nb_min_i64(l->w.n_out, l->w.n_in), bytes = nb_lorc_bytes(&lorc);
+    s->planes += bytes;
+    s->quantized_bytes += bytes;
+    s->other += header_bytes(&lorc.a.format, l->w.n_out) + header_bytes(&lorc.b.format, l->w.n_in);
+    s->lorc = nb_max_i64(s->lorc, 8 * (l->w.n_out * l->w.n_in + 2 * side * side));
+    return NB_OK;
+}
+
+static nb_status measure_linear(const nb_host_linear *l, const nb_format *f,
+                                const nb_recipe *recipe, block_size *s, nb_error *err)
+{
+    int64_t n = l->w.n_out * l->w.n_in, planes = l->w.n_out * nb_format_row_bytes(f, l->w.n_in);
+    s->source += nb_matrix_bytes(&l->w);
+    s->weights += n;
+    s->largest = nb_max_i64(s->largest, n);
+    s->planes += planes;
+    s->other += vector_bytes(l->bias, l->w.n_out) + header_bytes(f, l->w.n_in);
+    if (!nb_format_is_quantized(f)) return NB_OK;
+    s->quantized += n;
+    s->quantized_bytes += planes;
+    return measure_lorc(l, recipe, s, err);
+}
+
+static nb_status measure_block(const nb_host_block *b, const nb_recipe *recipe, block_size *s,
+                               nb_error *err)
+{
+    *s = (block_size){0};
     for (int r = 0; r < NB_N_ROLES; r++) {
         const nb_host_linear *l = &b->linear[r];
         if (!l->name) continue;
-        int64_t n = l->w.n_out * l->w.n_in;
-        s.source += nb_matrix_bytes(&l->w);
-        s.weights += n;
-        s.largest = nb_max_i64(s.largest, n);
-        const nb_format *f = nb_recipe_weights(recipe, (nb_role)r);
-        int64_t planes = l->w.n_out * nb_format_row_bytes(f, l->w.n_in);
-        s.planes += planes;
-        s.quantized += nb_format_is_quantized(f) ? n : 0;
-        s.quantized_bytes += nb_format_is_quantized(f) ? planes : 0;
-        s.other += vector_bytes(l->bias, l->w.n_out) + header_bytes(f, l->w.n_in);
+        NB_TRY(measure_linear(l, nb_recipe_weights(recipe, (nb_role)r), recipe, s, err));
     }
-    for (int r = 0; r < NB_N_NORMS; r++) s.other += norm_bytes(&b->norm[r]);
-    return s;
+    for (int r = 0; r < NB_N_NORMS; r++) s->other += norm_bytes(&b->norm[r]);
+    return NB_OK;
 }
 
-/* Bytes in the file, and bytes that must be made (not only copied). */
+/* Bytes in the file, and bytes that take memory while they are made: what is not only copied, and
+ * the piece in fp32 with its clip ratios that it is made of. */
 static void measure_ends(const nb_host_ends *e, const nb_recipe *recipe, int64_t *stored,
                          int64_t *made)
 {
+    int64_t piece = 0;
     const nb_host_linear *const all[] = {&e->embed, &e->positions, &e->proj_in, &e->proj_out,
                                          &e->head};
     *stored = norm_bytes(&e->final_norm);
@@ -81,8 +107,11 @@ static void measure_ends(const nb_host_ends *e, const nb_recipe *recipe, int64_t
         *stored += header_bytes(&f, all[i]->w.n_in);
         bool copied = !nb_format_is_quantized(&f) && f.variant == all[i]->w.format.variant;
         *stored += bytes;
-        *made += copied ? 0 : bytes;
+        if (copied) continue;
+        *made += bytes;
+        piece = nb_max_i64(piece, nb_min_i64(NB_CHUNK_ELEMS, all[i]->w.n_out * all[i]->w.n_in));
     }
+    *made += 5 * piece;
 }
 
 /* A block at work: its pages, what is made of them, the largest linear in fp32 with its clip
@@ -91,7 +120,7 @@ static void measure_ends(const nb_host_ends *e, const nb_recipe *recipe, int64_t
 static int64_t block_memory(const block_size *b, const nb_config *cfg, const nb_recipe *recipe,
                             bool calibrated)
 {
-    int64_t work = b->source + 2 * b->planes + b->other + 5 * b->largest;
+    int64_t work = b->source + 2 * b->planes + b->other + 5 * b->largest + b->lorc;
     work += nb_block_steps_bytes(recipe, cfg, b->weights);
     if (!calibrated) return work;
     if (nb_recipe_needs(recipe) & NB_NEED_HESSIAN) {
@@ -111,7 +140,8 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
     nb_arena_reset(arena);
     NB_TRY(nb_source_block(source, 0, arena, &block, err));
     NB_TRY(nb_source_ends(source, arena, &ends, err));
-    block_size b = measure_block(&block, recipe);
+    block_size b;
+    NB_TRY(measure_block(&block, recipe, &b, err));
     int64_t ends_stored, ends_made, n = cfg->n_layers;
     measure_ends(&ends, recipe, &ends_stored, &ends_made);
     nb_arena_reset(arena);
@@ -123,7 +153,7 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
     int64_t work = block_memory(&b, cfg, recipe, calibrated), forward = 0;
     bool target = nb_recipe_block_needs(recipe) & NB_NEED_STATES;
     if (calibrated) forward = nb_flow_bytes(cfg, recipe->samples, recipe->seqlen, target);
-    int64_t ends_work = ends_stored + ends_made + 5 * NB_CHUNK_ELEMS;
+    int64_t ends_work = ends_stored + ends_made;
     p->memory = PROCESS_BYTES + forward + nb_max_i64(work, ends_work);
     return NB_OK;
 }

@@ -301,13 +301,14 @@ static nb_status check_steps(const nb_recipe *r, nb_error *err)
         count[r->steps[i].method->kind]++;
         if (i > 0) NB_TRY(check_order(&r->steps[i - 1], &r->steps[i], err));
     }
-    if (count[NB_STEP_ROUND] != 1 || count[NB_STEP_CLIP] > 1) {
+    if (count[NB_STEP_ROUND] != 1 || count[NB_STEP_CLIP] > 1 || count[NB_STEP_COMPENSATE] > 1) {
         return nb_fail(err, NB_EUSAGE,
-                       "method: expected exactly one round step and at most one clip step, found "
-                       "%d and %d",
-                       count[NB_STEP_ROUND], count[NB_STEP_CLIP]);
+                       "method: expected exactly one round step and at most one clip step and one "
+                       "compensate step, found %d, %d and %d",
+                       count[NB_STEP_ROUND], count[NB_STEP_CLIP], count[NB_STEP_COMPENSATE]);
     }
-    return NB_OK;
+    nb_lorc lorc;
+    return nb_steps_lorc(r->steps, r->n_steps, &lorc, err);
 }
 
 /* Both operands of a product in blocks of one length, so that a block pair has one scale. */
@@ -350,7 +351,7 @@ static unsigned step_needs(const nb_recipe *r, bool block)
     if (!nb_recipe_quantizes(r)) return 0;
     for (int i = 0; i < r->n_steps; i++) {
         const nb_method *m = r->steps[i].method;
-        if ((m->run_block != NULL) == block) needs |= m->needs;
+        if ((m->run_block != NULL) == block) needs |= nb_step_needs(&r->steps[i]);
     }
     return needs;
 }
@@ -364,6 +365,20 @@ bool nb_recipe_has_block_steps(const nb_recipe *r)
     bool any = false;
     for (int i = 0; i < r->n_steps; i++) any = any || r->steps[i].method->run_block;
     return any && nb_recipe_quantizes(r);
+}
+
+nb_status nb_recipe_lorc(const nb_recipe *r, const char *name, int64_t n_out, int64_t n_in,
+                         nb_lorc *out, nb_error *err)
+{
+    nb_lorc l;
+    *out = (nb_lorc){0};
+    NB_TRY(nb_steps_lorc(r->steps, r->n_steps, &l, err));
+    if (!nb_lorc_shape(&l, n_out, n_in)) {
+        return nb_fail(err, NB_EUSAGE, "%s: factors of rank %d: the weight is [%lld, %lld]", name,
+                       l.rank, (long long)n_out, (long long)n_in);
+    }
+    *out = l;
+    return NB_OK;
 }
 
 /* ---- text --------------------------------------------------------------------------------- */

@@ -24,11 +24,11 @@ nb_status nb_shard_add_vector(nb_shard *s, const char *module, const char *field
     return add(s, name, NB_F32, &n, 1, data, (size_t)n * sizeof *data, err);
 }
 
-static nb_status add_plane(nb_shard *s, const char *module, const nb_matrix *w, int i,
-                           const nb_plane_spec *spec, nb_error *err)
+static nb_status add_plane(nb_shard *s, const char *module, const char *stem, const nb_matrix *w,
+                           int i, const nb_plane_spec *spec, nb_error *err)
 {
     const char *dot = *spec->suffix ? "." : "";
-    const char *name = nb_arena_printf(s->arena, "%s.weight%s%s", module, dot, spec->suffix);
+    const char *name = nb_arena_printf(s->arena, "%s.%s%s%s", module, stem, dot, spec->suffix);
     int64_t dims[2] = {w->n_out, spec->cols};
     size_t n_bytes;
     if (!nb_mul_size((size_t)w->n_out, (size_t)spec->row_bytes, &n_bytes)) {
@@ -37,11 +37,23 @@ static nb_status add_plane(nb_shard *s, const char *module, const nb_matrix *w, 
     return add(s, name, spec->dtype, dims, 2, w->plane[i], n_bytes, err);
 }
 
-nb_status nb_shard_add_linear(nb_shard *s, const nb_host_linear *l, nb_error *err)
+/* stem: "weight", "weight.lorc_a", "weight.lorc_b" */
+static nb_status add_planes(nb_shard *s, const char *module, const char *stem, const nb_matrix *w,
+                            nb_error *err)
 {
     nb_plane_spec spec[NB_MAX_PLANES];
-    int n = l->w.format.family->planes(&l->w.format, l->w.n_in, spec);
-    for (int i = 0; i < n; i++) NB_TRY(add_plane(s, l->name, &l->w, i, &spec[i], err));
+    int n = w->format.family->planes(&w->format, w->n_in, spec);
+    for (int i = 0; i < n; i++) NB_TRY(add_plane(s, module, stem, w, i, &spec[i], err));
+    return NB_OK;
+}
+
+nb_status nb_shard_add_linear(nb_shard *s, const nb_host_linear *l, nb_error *err)
+{
+    NB_TRY(add_planes(s, l->name, "weight", &l->w, err));
+    if (l->lorc.rank > 0) {
+        NB_TRY(add_planes(s, l->name, "weight.lorc_a", &l->lorc.a, err));
+        NB_TRY(add_planes(s, l->name, "weight.lorc_b", &l->lorc.b, err));
+    }
     return l->bias ? nb_shard_add_vector(s, l->name, "bias", l->bias, l->w.n_out, err) : NB_OK;
 }
 

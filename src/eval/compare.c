@@ -150,7 +150,7 @@ nb_status nb_eval_compare(const nb_net *net, const nb_net *ref, const int32_t *t
     double start = nb_now();
     nb_status st = reserve(&r);
     for (int m = 0; m < 2 && st == NB_OK; m++) {
-        st = nb_window_create(&r.w[m], r.net[m], r.ctx, err);
+        st = nb_window_create(&r.w[m], r.net[m], r.ctx, opt->full_chunks, err);
     }
     if (st == NB_OK) st = all_windows(&r, tokens, watch);
     if (st == NB_OK) {

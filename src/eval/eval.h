@@ -12,7 +12,9 @@ typedef struct nb_watch {
 /* Hidden states of one window at a time, and logits of a few rows at a time: what every metric
  * walks over. */
 typedef struct nb_window nb_window;
-nb_status nb_window_create(nb_window **out, const nb_net *net, int64_t ctx, nb_error *err);
+/* full_chunks: as in nb_eval_options. */
+nb_status nb_window_create(nb_window **out, const nb_net *net, int64_t ctx, bool full_chunks,
+                           nb_error *err);
 void nb_window_free(nb_window *w);
 /* Runs the window's ids through all blocks. */
 nb_status nb_window_forward(nb_window *w, const int32_t *ids, int64_t n, nb_error *err);

@@ -65,7 +65,7 @@ nb_status nb_eval_perplexity(const nb_net *net, const int32_t *tokens, size_t n_
     r.row = calloc((size_t)ctx, sizeof *r.row);
     r.mean = calloc((size_t)n, sizeof *r.mean);
     nb_status st = r.row && r.mean ? NB_OK : nb_fail_memory(err, "losses", (size_t)(ctx + n) * 8);
-    if (st == NB_OK) st = nb_window_create(&r.w, net, ctx, err);
+    if (st == NB_OK) st = nb_window_create(&r.w, net, ctx, opt->full_chunks, err);
     if (st == NB_OK) st = all_windows(&r, tokens, ctx, n, watch);
     if (st == NB_OK) {
         double error;

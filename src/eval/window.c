@@ -15,7 +15,8 @@ struct nb_window {
     int64_t ctx, n, rows; /* rows of logits at a time */
 };
 
-nb_status nb_window_create(nb_window **out, const nb_net *net, int64_t ctx, nb_error *err)
+nb_status nb_window_create(nb_window **out, const nb_net *net, int64_t ctx, bool full_chunks,
+                           nb_error *err)
 {
     *out = NULL;
     nb_window *w = calloc(1, sizeof *w);
@@ -24,7 +25,8 @@ nb_status nb_window_create(nb_window **out, const nb_net *net, int64_t ctx, nb_e
     w->net = net;
     w->ctx = ctx;
     w->rows = ctx < LOGIT_ROWS ? ctx : LOGIT_ROWS;
-    nb_status st = nb_cache_create(&w->cache, net, ctx, true, err);
+    unsigned flags = NB_CACHE_SHARED | (full_chunks ? NB_CACHE_PAPER : 0);
+    nb_status st = nb_cache_create(&w->cache, net, ctx, flags, err);
     if (st == NB_OK) st = nb_workspace_create(be, &net->cfg, ctx, &w->ws, err);
     if (st == NB_OK) st = be->ops->buffer_create(be, ctx * net->cfg.n_embd, &w->x, err);
     if (st == NB_OK) {
@@ -70,7 +72,7 @@ nb_status nb_eval_logits(const nb_net *net, const int32_t *tokens, int64_t n_tok
 {
     if (n_tokens <= 0) return nb_fail(err, NB_EUSAGE, "logits need at least one token");
     nb_window *w;
-    NB_TRY(nb_window_create(&w, net, n_tokens, err));
+    NB_TRY(nb_window_create(&w, net, n_tokens, false, err));
     nb_status st = nb_window_forward(w, tokens, n_tokens, err);
     for (int64_t t = 0; t < n_tokens && st == NB_OK;) {
         int64_t n = n_tokens - t;

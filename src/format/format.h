@@ -93,6 +93,11 @@ struct nb_format_family {
     /* planes -> fp32, equal to unpack_row and decode bit for bit: the scalar definition of the
      * row kernel. */
     void (*dequant_row)(const nb_format *f, const uint8_t *const plane[], int64_t n_in, float *w);
+
+    /* encode and decode of n values that each have parameters of their own, w[i] with p[i]: a piece
+     * of a column. NULL: one by one. Called through nb_format_round_each. */
+    void (*round_each)(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
+                       uint8_t *codes, float *back);
 };
 /* "plain" (f32, bf16, q4_1, ...: bytes as they lie in a file) has planes and dequant_row only. */
 
@@ -114,6 +119,10 @@ void nb_format_fit_row(const nb_format *f, const float *w, const float *importan
  * importance NULL: all 1. */
 double nb_format_error(const nb_format *f, const nb_qparam *p, const float *w,
                        const float *importance, int64_t n);
+
+/* codes[i] = encode(w[i]) and back[i] = decode(codes[i]) with p[i]. */
+void nb_format_round_each(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
+                          uint8_t *codes, float *back);
 
 int64_t nb_format_groups(const nb_format *f, int64_t n_in);
 /* First value and length of group g. */

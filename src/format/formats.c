@@ -104,6 +104,19 @@ double nb_format_error(const nb_format *f, const nb_qparam *p, const float *w,
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+void nb_format_round_each(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
+                          uint8_t *codes, float *back)
+{
+    if (f->family->round_each) {
+        f->family->round_each(f, p, w, n, codes, back);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        f->family->encode(f, p + i, w + i, 1, codes + i);
+        f->family->decode(f, p + i, codes + i, 1, back + i);
+    }
+}
+
 int64_t nb_format_groups(const nb_format *f, int64_t n_in)
 {
     return f->group > 0 ? (n_in + f->group - 1) / f->group : 1;

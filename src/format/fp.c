@@ -172,6 +172,20 @@ static void decode_fp(const nb_format *f, const nb_qparam *p, const uint8_t *cod
     for (int64_t i = 0; i < n; i++) w[i] = nb_minifloat_decode_paper(t, codes[i]) * p->scale;
 }
 
+static void round_each_fp(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
+                          uint8_t *codes, float *back)
+{
+    nb_minifloat t = nb_fp_type(f);
+    if (!is_paper(f)) {
+        nb_minifloat_round_each(t, p, w, n, codes, back);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        codes[i] = nb_minifloat_encode_paper(t, w[i] / p[i].scale);
+        back[i] = nb_minifloat_decode_paper(t, codes[i]) * p[i].scale;
+    }
+}
+
 /* ---- fit ------------------------------------------------------------------------------- */
 
 typedef struct group {
@@ -356,4 +370,5 @@ const nb_format_family nb_format_family_fp = {
     .pack_row = pack_row_fp,
     .unpack_row = unpack_row_fp,
     .dequant_row = dequant_row_fp,
+    .round_each = round_each_fp,
 };

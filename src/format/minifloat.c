@@ -135,3 +135,16 @@ void nb_minifloat_decode_row(nb_minifloat t, float scale, const uint8_t *restric
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) w[i] = decode_hw(&s, codes[i]) * scale;
 }
+
+void nb_minifloat_round_each(nb_minifloat t, const nb_qparam *restrict p, const float *restrict w,
+                             int64_t n, uint8_t *restrict codes, float *restrict back)
+{
+    const shape s = shape_of(t);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float scale = p[i].scale;
+        int32_t code = encode_hw(&s, w[i] / scale);
+        codes[i] = (uint8_t)code;
+        back[i] = decode_hw(&s, code) * scale;
+    }
+}

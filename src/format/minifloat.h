@@ -24,7 +24,7 @@
 #ifndef NB_FORMAT_MINIFLOAT_H
 #define NB_FORMAT_MINIFLOAT_H
 
-#include <stdint.h>
+#include "format/format.h"
 
 typedef enum nb_minifloat {
     NB_E2M1,
@@ -59,5 +59,8 @@ void nb_minifloat_encode_row(nb_minifloat t, float scale, const float *w, int64_
                              uint8_t *codes);
 void nb_minifloat_decode_row(nb_minifloat t, float scale, const uint8_t *codes, int64_t n,
                              float *w);
+/* Both, of n values with scales of their own: nb_format_family.round_each. */
+void nb_minifloat_round_each(nb_minifloat t, const nb_qparam *p, const float *w, int64_t n,
+                             uint8_t *codes, float *back);
 
 #endif

@@ -126,6 +126,20 @@ static void decode_mx(const nb_format *f, const nb_qparam *p, const uint8_t *cod
     for (int64_t i = 0; i < n; i++) w[i] = (float)(int8_t)codes[i] / INT8_UNIT * p->scale;
 }
 
+static void round_each_mx(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
+                          uint8_t *codes, float *back)
+{
+    nb_minifloat value = types[type_of(f)].value;
+    if (value != NB_N_MINIFLOATS) {
+        nb_minifloat_round_each(value, p, w, n, codes, back);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        encode_mx(f, p + i, w + i, 1, codes + i);
+        decode_mx(f, p + i, codes + i, 1, back + i);
+    }
+}
+
 /* ---- rows ------------------------------------------------------------------------------ */
 
 static int planes_mx(const nb_format *f, int64_t n_in, nb_plane_spec out[NB_MAX_PLANES])
@@ -178,4 +192,5 @@ const nb_format_family nb_format_family_mx = {
     .pack_row = pack_row_mx,
     .unpack_row = unpack_row_mx,
     .dequant_row = dequant_row_mx,
+    .round_each = round_each_mx,
 };

@@ -72,6 +72,17 @@ static void decode_nvfp4(const nb_format *f, const nb_qparam *p, const uint8_t *
     nb_minifloat_decode_row(NB_E2M1, p->scale, codes, n, w);
 }
 
+static void round_each_nvfp4(const nb_format *f, const nb_qparam *p, const float *w, int64_t n,
+                             uint8_t *codes, float *back)
+{
+    NB_UNUSED(f);
+    nb_minifloat_round_each(NB_E2M1, p, w, n, codes, back);
+    for (int64_t i = 0; i < n; i++) { /* a scale of 0 gives NaN */
+        codes[i] = p[i].scale == 0 ? 0 : codes[i];
+        back[i] = p[i].scale == 0 ? 0 : back[i];
+    }
+}
+
 static nb_qparam param_of(float base, uint8_t s)
 {
     return (nb_qparam){.scale = nb_minifloat_decode(NB_E4M3, s) * base, .base = base, .id = s};
@@ -164,4 +175,5 @@ const nb_format_family nb_format_family_nvfp4 = {
     .pack_row = pack_row_nvfp4,
     .unpack_row = unpack_row_nvfp4,
     .dequant_row = dequant_row_nvfp4,
+    .round_each = round_each_nvfp4,
 };

@@ -19,6 +19,13 @@ typedef struct nb_kernels {
     void (*add)(float *out, const float *a, const float *b, int64_t n); /* a + b */
     void (*scale)(float *out, float a, const float *x, int64_t n);      /* a x */
     void (*axpy)(float *y, float a, const float *x, int64_t n);         /* y += a x */
+    /* y[i] -= sum a[j] x[j ldx + i] over k rows of x: one fused step per row, in their order, so
+     * that every level gives the same bits. */
+    void (*sub_rows)(float *y, const float *a, const float *x, int64_t ldx, int64_t k, int64_t n);
+    /* out[i] += sum over r of w[r] x[r ldx + i], i < n; the sum is made first, from r = 0 up, so
+     * that it is exact where every partial sum is. */
+    void (*add_rows)(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
+                     int64_t n);
 
     /* Round to nearest, ties to even; exact the other way. */
     void (*bf16_from_f32)(uint16_t *out, const float *x, int64_t n);

@@ -18,6 +18,9 @@ typedef enum nb_step_kind {
     NB_STEP_COMPENSATE
 } nb_step_kind;
 
+typedef struct nb_gptq_cache nb_gptq_cache;
+void nb_gptq_cache_fini(nb_gptq_cache *c); /* {0} is an empty one */
+
 /* One linear on its way from fp32 to planes. */
 typedef struct nb_job {
     const char *name; /* module name, for messages */
@@ -30,16 +33,23 @@ typedef struct nb_job {
     const float *hessian;     /* NB_NEED_HESSIAN: [n_in, n_in], its upper triangle            */
     const double *option;     /* of the step at work, in the order of its table               */
     uint8_t *plane[NB_MAX_PLANES]; /* [n_out, row_bytes] each: filled by the round step       */
+    nb_lorc lorc; /* rank and formats of nb_steps_lorc, and shapes; rank 0: makes no factors  */
+    uint8_t *lorc_a[NB_MAX_PLANES], *lorc_b[NB_MAX_PLANES]; /* filled by the compensate step  */
+    nb_gptq_cache *factors; /* kept by the caller from one linear to the next, or NULL        */
     int threads;
-    double loss;    /* what the round step minimised, of its whole matrix; < 0: nothing       */
-    char note[128]; /* what the report must say of this linear; empty: nothing                */
+    unsigned cpu;    /* features that may be used: NB_CPU_...                                 */
+    double loss;     /* what the round step minimised, of its whole matrix; < 0: nothing      */
+    int64_t clipped; /* weights beyond the ends of their group's range; < 0: not counted      */
+    char note[128];  /* what the report must say of this linear; empty: nothing                */
 } nb_job;
 
 /* Statistics that the loop collects over the calibration text only where a step asks for them. */
 enum {
     /* 2/n sum over n windows of x^T x, x [T, n_in] the linear's input as the stored model has it,
-     * through the format of the activations. Matrices outside the blocks come without it. */
+     * through the format of the activations, each token scaled to a mean square of 1. Matrices
+     * outside the blocks come without it. */
     NB_NEED_HESSIAN = 1,
+    NB_NEED_RAW_TOKENS = 8, /* the same with tokens as they are */
     /* nb_input_stats without hessian: of the source model's own hidden states. */
     NB_NEED_RANGE = 2,
     /* Hidden states themselves (nb_block_job.x_source, x_stored): steps that train. */
@@ -114,21 +124,26 @@ typedef struct nb_step_option {
     double def, min, max;
 } nb_step_option;
 
+struct nb_step;
+
 typedef struct nb_method {
     const char *name; /* as in recipes: "minmax", "mse", "nearest" */
     nb_step_kind kind;
-    unsigned needs;                /* NB_NEED_... */
-    const nb_step_option *options; /* at most NB_MAX_OPTIONS; NULL: none */
-    const char *source;            /* where the mathematics comes from */
+    unsigned needs;                                     /* NB_NEED_... */
+    unsigned (*needs_more)(const struct nb_step *step); /* by its options; NULL: nothing */
+    const nb_step_option *options;                      /* at most NB_MAX_OPTIONS; NULL: none */
+    const char *source;                                 /* where the mathematics comes from */
     /* One of the two: on each linear, or on the whole block (transforms, steps that train). */
     nb_status (*run)(nb_job *job, nb_error *err);
     nb_status (*run_block)(nb_block_job *job, nb_error *err);
+    /* Steps that make low-rank factors: their rank and formats, no planes. NULL: makes none. */
+    nb_status (*lorc)(const struct nb_step *step, nb_lorc *out, nb_error *err);
 } nb_method;
 
 extern const nb_method *const nb_methods[]; /* NULL-terminated, methods.c */
 
-#define NB_MAX_OPTIONS 4
-#define NB_STEP_WORD   96
+#define NB_MAX_OPTIONS 8
+#define NB_STEP_WORD   128
 
 /* A method with its options, parsed from a word such as "gptq:act_order:damp=0.05". */
 typedef struct nb_step {
@@ -140,6 +155,12 @@ typedef struct nb_step {
 /* NB_EUSAGE names the step and lists what there is. */
 nb_status nb_method_find(const nb_method **out, const char *name, nb_error *err);
 nb_status nb_step_parse(nb_step *out, const char *word, nb_error *err);
+
+/* NB_NEED_... of the step with its options. */
+unsigned nb_step_needs(const nb_step *s);
+/* The factors that the steps give every linear of a block; rank 0: none. NB_EUSAGE: options that
+ * make no sense together. */
+nb_status nb_steps_lorc(const nb_step *steps, int n_steps, nb_lorc *out, nb_error *err);
 
 /* Runs the steps in order. Weights that are not finite, before the first step or after a transform,
  * are NB_ENUMERIC naming linear, row and column. */

@@ -7,14 +7,15 @@
 extern const nb_method nb_method_awq;
 extern const nb_method nb_method_awq_clip;
 extern const nb_method nb_method_gptq;
+extern const nb_method nb_method_lorc;
 extern const nb_method nb_method_minmax;
 extern const nb_method nb_method_mse;
 extern const nb_method nb_method_nearest;
 extern const nb_method nb_method_smooth;
 
 const nb_method *const nb_methods[] = {
-    &nb_method_smooth,   &nb_method_awq,     &nb_method_minmax, &nb_method_mse,
-    &nb_method_awq_clip, &nb_method_nearest, &nb_method_gptq,   NULL,
+    &nb_method_smooth,  &nb_method_awq,  &nb_method_minmax, &nb_method_mse, &nb_method_awq_clip,
+    &nb_method_nearest, &nb_method_gptq, &nb_method_lorc,   NULL,
 };
 
 nb_status nb_method_find(const nb_method **out, const char *name, nb_error *err)
@@ -65,6 +66,7 @@ static nb_status check_finite(const nb_job *job, const char *when, nb_error *err
 nb_status nb_job_run(nb_job *job, const nb_step *steps, int n_steps, nb_error *err)
 {
     job->loss = -1;
+    job->clipped = -1;
     job->note[0] = 0;
     NB_TRY(check_finite(job, "of the source", err));
     for (int i = 0; i < n_steps; i++) {

@@ -99,3 +99,18 @@ nb_status nb_step_parse(nb_step *out, const char *word, nb_error *err)
     *out = s;
     return NB_OK;
 }
+
+unsigned nb_step_needs(const nb_step *s)
+{
+    const nb_method *m = s->method;
+    return m->needs | (m->needs_more ? m->needs_more(s) : 0);
+}
+
+nb_status nb_steps_lorc(const nb_step *steps, int n_steps, nb_lorc *out, nb_error *err)
+{
+    *out = (nb_lorc){0};
+    for (int i = 0; i < n_steps; i++) {
+        if (steps[i].method->lorc) NB_TRY(steps[i].method->lorc(&steps[i], out, err));
+    }
+    return NB_OK;
+}

@@ -13,13 +13,14 @@ struct nb_block {
     nb_linear *linear[NB_N_ROLES];
     nb_norm norm[NB_N_NORMS];
     bool has_norm[NB_N_NORMS];
+    nb_attn_formats attn;
 };
 
 struct nb_workspace {
     nb_backend *be;
     nb_buffer *buf;
-    nb_view norm, q, att, gate, up; /* [T, C], [T, H*D], [T, H*D], [T, F], [T, F] */
-    nb_observe_fn observe;          /* or NULL */
+    nb_view norm, q, k, v, att, gate, up; /* [T, C], [T, H*D], 2x [T, K*D], [T, H*D], 2x [T, F] */
+    nb_observe_fn observe;                /* or NULL */
     void *observe_user;
 };
 
@@ -53,7 +54,7 @@ void nb_norm_free(nb_backend *be, nb_norm *n)
 static nb_status create_linear(nb_block *b, const nb_host_linear *h, nb_linear **out, nb_error *err)
 {
     if (!h->name) return NB_OK;
-    nb_linear_desc d = {.w = &h->w, .bias = h->bias, .act = h->act};
+    nb_linear_desc d = {.w = &h->w, .bias = h->bias, .act = h->act, .lorc = h->lorc};
     return b->be->ops->linear_create(b->be, &d, out, err);
 }
 
@@ -63,7 +64,7 @@ nb_status nb_block_create(nb_backend *be, const nb_config *cfg, const nb_host_bl
     *out = NULL;
     nb_block *b = calloc(1, sizeof *b);
     if (!b) return nb_fail_memory(err, "block", sizeof *b);
-    *b = (nb_block){.be = be, .cfg = *cfg, .layer = host->layer};
+    *b = (nb_block){.be = be, .cfg = *cfg, .layer = host->layer, .attn = host->attn};
     nb_status st = NB_OK;
     for (int r = 0; r < NB_N_ROLES && st == NB_OK; r++) {
         st = create_linear(b, &host->linear[r], &b->linear[r], err);
@@ -104,15 +105,12 @@ nb_status nb_workspace_create(nb_backend *be, const nb_config *c, int64_t n_toke
     nb_workspace *ws = calloc(1, sizeof *ws);
     if (!ws) return nb_fail_memory(err, "workspace", sizeof *ws);
     ws->be = be;
-    int64_t q = (int64_t)c->n_heads * c->head_dim;
+    int64_t q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
     struct {
         nb_view *view;
         int64_t cols;
-    } parts[] = {{&ws->norm, c->n_embd},
-                 {&ws->q, q},
-                 {&ws->att, q},
-                 {&ws->gate, c->n_ffn},
-                 {&ws->up, c->n_ffn}};
+    } parts[] = {{&ws->norm, c->n_embd}, {&ws->q, q},           {&ws->k, kv},       {&ws->v, kv},
+                 {&ws->att, q},          {&ws->gate, c->n_ffn}, {&ws->up, c->n_ffn}};
     int64_t cols = 0;
     for (size_t i = 0; i < NB_COUNT(parts); i++) cols += parts[i].cols;
     nb_status st = be->ops->buffer_create(be, cols * n_tokens, &ws->buf, err);
@@ -163,14 +161,14 @@ static void show(const nb_workspace *ws, nb_role role, nb_view x)
 }
 
 /* x [T, C] += o(attention(a [T, C])) */
-static void attention(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a, nb_kv kv,
+static void attention(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a, nb_kv *kv,
                       nb_view rope, int64_t pos0)
 {
     const nb_ops *op = b->be->ops;
     const nb_config *c = &b->cfg;
     int64_t T = x.rows;
     nb_view q = nb_view_rows(ws->q, 0, T), att = nb_view_rows(ws->att, 0, T);
-    nb_view k = nb_view_rows(kv.k, pos0, T), v = nb_view_rows(kv.v, pos0, T);
+    nb_view k = nb_view_rows(ws->k, 0, T), v = nb_view_rows(ws->v, 0, T);
     show(ws, NB_Q, a);
     op->linear_forward(b->be, q, a, b->linear[NB_Q], false);
     op->linear_forward(b->be, k, a, b->linear[NB_K], false);
@@ -188,8 +186,8 @@ static void attention(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a,
                       .scale = (float)(1.0 / sqrt((double)c->head_dim)),
                       .pos0 = pos0,
                       .window = b->layer >= c->window_layers ? c->window : 0};
-    op->attention_forward(b->be, att, q, nb_view_rows(kv.k, 0, pos0 + T),
-                          nb_view_rows(kv.v, 0, pos0 + T), &p);
+    op->kv_append(b->be, kv, k, v, pos0);
+    op->kv_attention(b->be, att, q, kv, &p);
     show(ws, NB_O, att);
     op->linear_forward(b->be, x, att, b->linear[NB_O], true);
 }
@@ -211,7 +209,15 @@ static void feed_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_view
     op->linear_forward(b->be, x, up, b->linear[NB_DOWN], true);
 }
 
-void nb_block_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_kv kv, nb_view rope,
+nb_kv_desc nb_block_kv(const nb_block *b, int64_t capacity)
+{
+    return (nb_kv_desc){.n_kv_heads = b->cfg.n_kv_heads,
+                        .head_dim = b->cfg.head_dim,
+                        .capacity = capacity,
+                        .formats = b->attn};
+}
+
+void nb_block_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_kv *kv, nb_view rope,
                       int64_t pos0)
 {
     const nb_ops *op = b->be->ops;

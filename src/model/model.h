@@ -73,7 +73,7 @@ typedef struct nb_host_block {
     int layer;
     nb_host_linear linear[NB_N_ROLES];
     nb_host_norm norm[NB_N_NORMS];
-    nb_attn_formats attn;
+    nb_attn_formats attn; /* the same for all blocks of a model */
 } nb_host_block;
 
 /* What lies outside the blocks. */
@@ -145,15 +145,13 @@ void nb_workspace_free(nb_workspace *ws);
 typedef void (*nb_observe_fn)(void *user, nb_role role, nb_view x);
 void nb_workspace_observe(nb_workspace *ws, nb_observe_fn observe, void *user);
 
-/* Keys and values of one sequence: [capacity, K*D] each; rows 0 .. pos0+T-1 are valid after a
- * forward of T tokens at pos0. */
-typedef struct nb_kv {
-    nb_view k, v;
-} nb_kv;
+/* What the keys and values of a sequence through this block are like. */
+nb_kv_desc nb_block_kv(const nb_block *b, int64_t capacity);
 
-/* x [T, C] in place; kv rows pos0 .. pos0+T-1 are written. rope: [capacity, D] table rows by
- * position (ignored by families with learned positions). */
-void nb_block_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_kv kv, nb_view rope,
+/* x [T, C] in place; keys and values of its T tokens are appended to kv, which holds pos0 tokens or
+ * begins anew (pos0 0). rope: [capacity, D] table rows by position (ignored by families with
+ * learned positions). */
+void nb_block_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_kv *kv, nb_view rope,
                       int64_t pos0);
 
 /* cos and sin for positions 0 .. n_pos-1 of a model: view [n_pos, D]; buf NULL for families
@@ -181,28 +179,34 @@ typedef struct nb_net {
     nb_config cfg;
     nb_block **blocks; /* [cfg.n_layers] */
     nb_ends *ends;
-    nb_arena *arena; /* host weights that are not in the mapping */
+    nb_attn_formats attn; /* of every block */
+    nb_arena *arena;      /* host weights that are not in the mapping */
     size_t weight_bytes;
 } nb_net;
 
-/* simulate: packed linears are unpacked to fp32 first. The source must outlive the net. */
+/* simulate: packed linears are unpacked to fp32 first. kv: format of keys and values in place of
+ * the source's, or NULL. The source must outlive the net. */
 nb_status nb_net_create(nb_net **out, nb_backend *be, const nb_source *src, bool simulate,
-                        nb_error *err);
+                        const nb_format *kv, nb_error *err);
 void nb_net_free(nb_net *n);
 
-/* Keys and values of every layer for up to `capacity` positions of one sequence; `shared`: one
- * pair serves all layers, enough for a forward that starts at position 0 and is not continued. */
+/* Keys and values of every layer for up to `capacity` positions of one sequence. */
 typedef struct nb_cache {
     nb_backend *be;
-    nb_kv *kv; /* [n_kv] */
+    nb_kv **kv; /* [n_kv] */
     int n_kv;
     int64_t capacity;
     nb_view rope; /* [capacity, D] */
-    size_t bytes; /* of keys and values */
 } nb_cache;
-nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, bool shared,
+enum {
+    NB_CACHE_SHARED =
+        1, /* one for all layers: a forward starts at position 0 and is not continued */
+    NB_CACHE_PAPER = 2, /* nb_kv_desc.paper */
+};
+nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, unsigned flags,
                           nb_error *err);
 void nb_cache_free(nb_cache *c);
+size_t nb_cache_bytes(const nb_cache *c); /* of keys and values, allocated now */
 
 /* x [T, C] = hidden states before the final norm, for T = x.rows ids at positions pos0 .. */
 nb_status nb_net_forward(const nb_net *n, nb_workspace *ws, nb_cache *c, nb_view x,

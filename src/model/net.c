@@ -4,6 +4,21 @@
 
 #include "model/family.h"
 
+/* w [n_out, n_in] += A B */
+static nb_status add_factors(nb_host_linear *l, float *w, nb_arena *arena, nb_error *err)
+{
+    nb_lorc *f = &l->lorc;
+    if (f->rank == 0) return NB_OK;
+    float *a = nb_arena_alloc(arena, (size_t)f->rank * (size_t)l->w.n_out, sizeof *a);
+    float *b = nb_arena_alloc(arena, (size_t)f->rank * (size_t)l->w.n_in, sizeof *b);
+    if (!a || !b) return nb_fail(err, NB_ERESOURCE, "out of memory: unpacking %s", l->name);
+    nb_matrix_dequant(&f->a, 0, f->rank, a);
+    nb_matrix_dequant(&f->b, 0, f->rank, b);
+    nb_lorc_add(f, a, b, 0, l->w.n_out, w);
+    f->rank = 0;
+    return NB_OK;
+}
+
 /* Fake-quant reference: the packed planes give way to their values in fp32. */
 static nb_status unpack(nb_host_linear *l, nb_arena *arena, nb_error *err)
 {
@@ -11,23 +26,28 @@ static nb_status unpack(nb_host_linear *l, nb_arena *arena, nb_error *err)
     float *w = nb_arena_alloc(arena, (size_t)l->w.n_out * (size_t)l->w.n_in, sizeof *w);
     if (!w) return nb_fail(err, NB_ERESOURCE, "out of memory: unpacking %s", l->name);
     nb_matrix_dequant(&l->w, 0, l->w.n_out, w);
+    NB_TRY(add_factors(l, w, arena, err));
     l->w.format = nb_format_plain(NB_F32);
     memset(l->w.plane, 0, sizeof l->w.plane);
     l->w.plane[0] = (const uint8_t *)w;
     return NB_OK;
 }
 
-static nb_status load_block(nb_net *n, const nb_source *src, int i, bool simulate, nb_error *err)
+static nb_status load_block(nb_net *n, const nb_source *src, int i, bool simulate,
+                            const nb_format *kv, nb_error *err)
 {
     nb_host_block h;
     NB_TRY(nb_source_block(src, i, n->arena, &h, err));
+    if (kv) h.attn.k = h.attn.v = *kv;
+    n->attn = h.attn;
     for (int r = 0; r < NB_N_ROLES && simulate; r++) NB_TRY(unpack(&h.linear[r], n->arena, err));
     NB_TRY(nb_block_create(n->be, &n->cfg, &h, &n->blocks[i], err));
     n->weight_bytes += nb_block_bytes(n->blocks[i]);
     return NB_OK;
 }
 
-static nb_status load(nb_net *n, const nb_source *src, bool simulate, nb_error *err)
+static nb_status load(nb_net *n, const nb_source *src, bool simulate, const nb_format *kv,
+                      nb_error *err)
 {
     NB_TRY(nb_arena_create(&n->arena, err));
     n->blocks = calloc((size_t)n->cfg.n_layers, sizeof *n->blocks);
@@ -37,19 +57,19 @@ static nb_status load(nb_net *n, const nb_source *src, bool simulate, nb_error *
     NB_TRY(nb_source_ends(src, n->arena, &h, err));
     NB_TRY(nb_ends_create(n->be, &n->cfg, &h, &n->ends, err));
     n->weight_bytes = nb_ends_bytes(n->ends);
-    for (int i = 0; i < n->cfg.n_layers; i++) NB_TRY(load_block(n, src, i, simulate, err));
+    for (int i = 0; i < n->cfg.n_layers; i++) NB_TRY(load_block(n, src, i, simulate, kv, err));
     return n->be->ops->sync(n->be, err);
 }
 
 nb_status nb_net_create(nb_net **out, nb_backend *be, const nb_source *src, bool simulate,
-                        nb_error *err)
+                        const nb_format *kv, nb_error *err)
 {
     *out = NULL;
     nb_net *n = calloc(1, sizeof *n);
     if (!n) return nb_fail_memory(err, "model", sizeof *n);
     n->be = be;
     n->cfg = *nb_source_config(src);
-    nb_status st = load(n, src, simulate, err);
+    nb_status st = load(n, src, simulate, kv, err);
     if (st != NB_OK) {
         nb_net_free(n);
         return st;
@@ -68,23 +88,20 @@ void nb_net_free(nb_net *n)
     free(n);
 }
 
-nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, bool shared,
+nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, unsigned flags,
                           nb_error *err)
 {
     *out = NULL;
     nb_cache *c = calloc(1, sizeof *c);
     if (!c) return nb_fail_memory(err, "KV cache", sizeof *c);
+    bool shared = flags & NB_CACHE_SHARED;
     *c = (nb_cache){.be = n->be, .n_kv = shared ? 1 : n->cfg.n_layers, .capacity = capacity};
-    int64_t width = (int64_t)n->cfg.n_kv_heads * n->cfg.head_dim;
-    c->kv = calloc((size_t)c->n_kv, sizeof *c->kv);
-    nb_status st = c->kv ? NB_OK : nb_fail_memory(err, "KV cache", sizeof *c->kv);
+    c->kv = calloc((size_t)c->n_kv, sizeof(nb_kv *));
+    nb_status st = c->kv ? NB_OK : nb_fail_memory(err, "KV cache", sizeof(nb_kv *));
     for (int i = 0; i < c->n_kv && st == NB_OK; i++) {
-        nb_buffer *buf; /* keys, then values */
-        st = n->be->ops->buffer_create(n->be, 2 * capacity * width, &buf, err);
-        if (st != NB_OK) break;
-        c->kv[i].k = c->kv[i].v = nb_view_of(buf, capacity, width);
-        c->kv[i].v.off = capacity * width;
-        c->bytes += (size_t)(2 * capacity * width) * sizeof(float);
+        nb_kv_desc d = nb_block_kv(n->blocks[i], capacity);
+        d.paper = flags & NB_CACHE_PAPER;
+        st = n->be->ops->kv_create(n->be, &d, &c->kv[i], err);
     }
     if (st == NB_OK) st = nb_rope_table(n->be, &n->cfg, capacity, &c->rope, err);
     if (st != NB_OK) {
@@ -98,10 +115,17 @@ nb_status nb_cache_create(nb_cache **out, const nb_net *n, int64_t capacity, boo
 void nb_cache_free(nb_cache *c)
 {
     if (!c) return;
-    for (int i = 0; c->kv && i < c->n_kv; i++) c->be->ops->buffer_free(c->be, c->kv[i].k.buf);
+    for (int i = 0; c->kv && i < c->n_kv; i++) c->be->ops->kv_free(c->be, c->kv[i]);
     c->be->ops->buffer_free(c->be, c->rope.buf);
     free(c->kv);
     free(c);
+}
+
+size_t nb_cache_bytes(const nb_cache *c)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < c->n_kv; i++) bytes += c->be->ops->kv_bytes(c->kv[i]);
+    return bytes;
 }
 
 nb_status nb_net_forward(const nb_net *n, nb_workspace *ws, nb_cache *c, nb_view x,

@@ -89,6 +89,36 @@ static nb_status read_biases(nb_source *s, const json_t *q, nb_error *err)
     return nb_fail(err, NB_EINPUT, "quantization_config.biases: expected a list of module names");
 }
 
+/* Factors are floats or 8-bit integers; any format of weights serves. */
+static bool is_factor_format(const nb_format *f)
+{
+    if (!f->family) return false;
+    if (nb_format_is_quantized(f)) return (f->family->uses(f) & NB_FOR_WEIGHTS) != 0;
+    return f->variant == NB_F16 || f->variant == NB_BF16 || f->variant == NB_F32;
+}
+
+static nb_status read_lorc(nb_source *s, const json_t *q, nb_error *err)
+{
+    const json_t *l = json_object_get(q, "lorc");
+    if (!l) return NB_OK;
+    json_int_t rank = json_integer_value(json_object_get(l, "rank"));
+    const char *word = json_string_value(json_object_get(l, "format"));
+    if (rank < 1 || rank > INT32_MAX) {
+        return nb_fail(err, NB_EINPUT, "quantization_config.lorc.rank: %lld, expected 1 or more",
+                       (long long)rank);
+    }
+    if (!word || nb_format_parse(&s->lorc.a.format, word, NULL) != NB_OK ||
+        !is_factor_format(&s->lorc.a.format)) {
+        return nb_fail(err, NB_EINPUT,
+                       "quantization_config.lorc.format: \"%.40s\" is no format of "
+                       "factors",
+                       word ? word : "");
+    }
+    s->lorc.rank = (int)rank;
+    s->lorc.b.format = s->lorc.a.format;
+    return NB_OK;
+}
+
 static nb_status read_quantization(nb_source *s, const json_t *q, nb_error *err)
 {
     const char *method = json_string_value(json_object_get(q, "quant_method"));
@@ -111,6 +141,7 @@ static nb_status read_quantization(nb_source *s, const json_t *q, nb_error *err)
     NB_TRY(read_act_modules(s, q, err));
     NB_TRY(read_attn(s, q, err));
     NB_TRY(read_biases(s, q, err));
+    NB_TRY(read_lorc(s, q, err));
     return read_modules(s, q, err);
 }
 

@@ -98,14 +98,15 @@ static nb_status check_plane(const loader *l, const nb_tensor *t, const nb_plane
     return NB_OK;
 }
 
-static nb_status load_packed(const loader *l, const char *module, nb_format f, nb_matrix *m)
+/* stem: "weight", "weight.lorc_a", "weight.lorc_b" */
+static nb_status load_planes(const loader *l, const char *module, const char *stem, nb_matrix *m)
 {
     nb_plane_spec spec[NB_MAX_PLANES];
-    int n = f.family->planes(&f, m->n_in, spec);
-    m->format = f;
+    int n = m->format.family->planes(&m->format, m->n_in, spec);
     for (int i = 0; i < n; i++) {
         char suffix[48];
-        snprintf(suffix, sizeof suffix, "weight.%s", spec[i].suffix);
+        const char *dot = *spec[i].suffix ? "." : "";
+        snprintf(suffix, sizeof suffix, "%s%s%s", stem, dot, spec[i].suffix);
         const nb_tensor *t = find(l, module, NULL, suffix);
         if (!t) return missing(l, module, suffix);
         NB_TRY(check_plane(l, t, &spec[i], m->n_out));
@@ -174,7 +175,8 @@ static nb_status load_linear(const loader *l, const char *pattern, const char *g
     out->w = (nb_matrix){.n_out = n_out, .n_in = n_in};
     nb_format f = nb_source_format(l->s, out->name);
     if (f.family) {
-        NB_TRY(load_packed(l, out->name, f, &out->w));
+        out->w.format = f;
+        NB_TRY(load_planes(l, out->name, "weight", &out->w));
     } else {
         NB_TRY(load_plain(l, out->name, gguf, &out->w));
     }
@@ -221,6 +223,25 @@ static void role_shape(const nb_config *c, int role, int64_t *n_out, int64_t *n_
     *bias = shape[role].bias;
 }
 
+/* Low-rank factors of a quantized linear inside the blocks. */
+static nb_status load_lorc(const loader *l, nb_host_linear *lin)
+{
+    lin->lorc = l->s->lorc;
+    if (lin->lorc.rank == 0) {
+        const nb_tensor *t = find(l, lin->name, "", "weight.lorc_a");
+        if (!t) t = find(l, lin->name, "", "weight.lorc_a.codes");
+        return t ? nb_fail(l->err, NB_EINPUT, "%s: quantization_config.lorc is missing", t->name)
+                 : NB_OK;
+    }
+    if (!nb_lorc_shape(&lin->lorc, lin->w.n_out, lin->w.n_in)) {
+        return nb_fail(l->err, NB_EINPUT,
+                       "%s: quantization_config.lorc.rank %d: the weight is [%lld, %lld]",
+                       lin->name, lin->lorc.rank, (long long)lin->w.n_out, (long long)lin->w.n_in);
+    }
+    NB_TRY(load_planes(l, lin->name, "weight.lorc_a", &lin->lorc.a));
+    return load_planes(l, lin->name, "weight.lorc_b", &lin->lorc.b);
+}
+
 static nb_status load_role(const loader *l, int role, nb_host_linear *out)
 {
     const nb_family *f = l->s->cfg.family;
@@ -230,6 +251,7 @@ static nb_status load_role(const loader *l, int role, nb_host_linear *out)
     role_shape(&l->s->cfg, role, &n_out, &n_in, &bias);
     NB_TRY(load_linear(l, f->linear[role], nb_gguf_linear[role], n_out, n_in, bias, out));
     out->act = nb_source_act(l->s, out->name, nb_format_is_quantized(&out->w.format));
+    if (nb_format_is_quantized(&out->w.format)) NB_TRY(load_lorc(l, out));
     bool paired = f->gguf_paired_rope && nb_checkpoint_container(l->s->ckpt) == NB_GGUF;
     return paired && (role == NB_Q || role == NB_K) ? unpair_linear(l, out) : NB_OK;
 }

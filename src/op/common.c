@@ -1,11 +1,13 @@
 #include "op/common.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/size.h"
+#include "format/half.h"
 
 static void set_message(nb_error *err, nb_status status, const char *fmt, va_list ap)
 {
@@ -55,17 +57,43 @@ static void fit_online(const nb_format *f, const float *x, int64_t n, nb_qparam 
     }
 }
 
-static bool all_finite(const float *x, int64_t n)
+bool nb_row_is_finite(const float *x, int64_t n)
 {
-    float s = 0;
-    for (int64_t i = 0; i < n; i++) s += x[i] * 0; /* NaN for Inf and NaN */
-    return s == 0;
+    uint32_t top = 0;
+#pragma omp simd reduction(max : top)
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t u = nb_f32_bits(x[i]) & 0x7fffffffu;
+        top = u > top ? u : top;
+    }
+    return top < 0x7f800000u;
+}
+
+bool nb_format_is_dialect(const nb_format *f)
+{
+    return f->family && strcmp(f->family->name, "dialect") == 0;
+}
+
+void nb_quant_row(const nb_format *f, const float *x, int64_t n, uint8_t *codes, nb_qparam *p)
+{
+    int64_t groups = nb_format_groups(f, n);
+    if (!nb_format_is_dialect(f) && !nb_row_is_finite(x, n)) {
+        memset(codes, 0, (size_t)n);
+        for (int64_t g = 0; g < groups; g++) p[g] = (nb_qparam){.scale = NAN, .base = NAN, .id = 255};
+        return;
+    }
+    float base = nb_format_fit_base(f, x, NULL, n, NULL, NULL);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t begin = nb_group_begin(f, g), len = nb_group_length(f, n, g);
+        p[g].base = base;
+        fit_online(f, x + begin, len, &p[g]);
+        f->family->encode(f, &p[g], x + begin, len, codes + begin);
+    }
 }
 
 void nb_fake_quant_row(const nb_format *f, const float *x, int64_t n, float *out)
 {
     enum { PIECE = 512 };
-    if (!all_finite(x, n)) {
+    if (!nb_format_is_dialect(f) && !nb_row_is_finite(x, n)) {
         memmove(out, x, (size_t)n * sizeof *out);
         return;
     }

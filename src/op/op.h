@@ -17,6 +17,8 @@ typedef struct nb_backend nb_backend;
 typedef struct nb_buffer nb_buffer;
 /* A weight in the form the device likes, with bias and formats. */
 typedef struct nb_linear nb_linear;
+/* Keys and values of one layer and one sequence, in the formats of its attention. */
+typedef struct nb_kv nb_kv;
 
 /* A matrix of the backend's real type (fp32; double on "ref64"). */
 typedef struct nb_view {
@@ -50,6 +52,17 @@ typedef struct nb_attn_formats {
     nb_format q, k, v, p;
 } nb_attn_formats;
 
+typedef struct nb_kv_desc {
+    int n_kv_heads, head_dim;
+    int64_t capacity; /* tokens; memory is taken by pages as they come */
+    nb_attn_formats formats;
+    /* Where V has blocks along the sequence of B tokens, a query at position i reads quantized
+     * values of the chunks below floor(i/B), and FP16 values, with softmax weights as they are, of
+     * its own: so a prompt at once and token by token agree (spec: BlockDialect D16). paper: of all
+     * full chunks, though later tokens shaped them, as the paper evaluates. */
+    bool paper;
+} nb_kv_desc;
+
 /* Low-rank correction of a weight, W ~ dequant(w) + A B (LoRC, ZeroQuant-V2 section 4); each row
  * of both matrices is one rank component. rank 0: none. */
 typedef struct nb_lorc {
@@ -64,6 +77,14 @@ typedef struct nb_linear_desc {
     nb_format act;     /* of the input; family NULL: as it is */
     nb_lorc lorc;      /* out += (act(x) b^T) a */
 } nb_linear_desc;
+
+/* Shapes of the factors for a weight [n_out, n_in]; false if the rank is above either. */
+bool nb_lorc_shape(nb_lorc *l, int64_t n_out, int64_t n_in);
+int64_t nb_lorc_bytes(const nb_lorc *l); /* of the planes; 0 for rank 0 */
+/* w [n_rows, n_in] += rows [row, row + n_rows) of A B; a [rank, n_out] and b [rank, n_in] are the
+ * factors as fp32. */
+void nb_lorc_add(const nb_lorc *l, const float *a, const float *b, int64_t row, int64_t n_rows,
+                 float *w);
 
 typedef struct nb_ops {
     const char *name;
@@ -81,6 +102,17 @@ typedef struct nb_ops {
     void (*download)(nb_backend *be, nb_view src, void *dst, nb_dtype dtype);
     void (*copy)(nb_backend *be, nb_view dst, nb_view src);
 
+    /* -- keys and values -- */
+    nb_status (*kv_create)(nb_backend *be, const nb_kv_desc *d, nb_kv **out, nb_error *err);
+    void (*kv_free)(nb_backend *be, nb_kv *kv);
+    size_t (*kv_bytes)(const nb_kv *kv); /* allocated now */
+    /* k (after RoPE) and v [T, K*D] of positions pos0 ..: 0 begins a new sequence, otherwise as
+     * many as there are. Each value is quantized once. NB_ERESOURCE beyond the capacity. */
+    void (*kv_append)(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_t pos0);
+    /* attention_forward over what was appended; q are the queries of the last append's rows. With a
+     * format of its own, each operand is quantized first; then everything is in fp32. */
+    void (*kv_attention)(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, const nb_attention *a);
+
     /* -- linears -- */
     nb_status (*linear_create)(nb_backend *be, const nb_linear_desc *d, nb_linear **out,
                                nb_error *err); /* keeps d->w's planes: they must outlive it */
@@ -93,8 +125,9 @@ typedef struct nb_ops {
     /* out [T, N] = (add ? out : 0) + act(x [T, M]) w^T + bias. */
     void (*linear_forward)(nb_backend *be, nb_view out, nb_view x, const nb_linear *w, bool add);
     /* The triangle out[i][j], j >= i, of out [C, C] += q^T q, q = act(x [T, C]), summed over the
-     * rows in one order and never in bf16; what lies below it is scratch. act NULL: q = x. */
-    void (*gram_forward)(nb_backend *be, nb_view out, nb_view x, const nb_format *act);
+     * rows in one order and never in bf16; what lies below it is scratch. act NULL: q = x. unit:
+     * each row of q is scaled to a mean square of 1 (a row of zeros stays one). */
+    void (*gram_forward)(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit);
     /* Each row of x normalised: RMS x/sqrt(mean x^2 + eps) or LayerNorm; out may be x. */
     void (*norm_forward)(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);
     /* Rotates x [T, heads*D] in place, half-split pairs (i, i + R/2) of each head's first R
@@ -130,6 +163,10 @@ extern const nb_ops *const nb_backends[];
 /* NB_EUSAGE names the device and lists what there is. threads 0: all. */
 nb_status nb_backend_create(nb_backend **out, const nb_options *opt, nb_error *err);
 void nb_backend_free(nb_backend *be);
+
+/* Bytes of one token's keys and values of one layer; those of a chunk are shared by its tokens,
+ * FP16 values of the last chunk are not counted. */
+double nb_kv_token_bytes(const nb_kv_desc *d);
 
 /* ---- views ------------------------------------------------------------------------------ */
 

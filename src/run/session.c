@@ -26,7 +26,7 @@ nb_status nb_session_create(nb_session **out, const nb_net *net, int64_t capacit
     nb_backend *be = net->be;
     s->host = malloc((size_t)net->cfg.n_vocab * sizeof *s->host);
     nb_status st = s->host ? NB_OK : nb_fail_memory(err, "logits", (size_t)net->cfg.n_vocab * 4);
-    if (st == NB_OK) st = nb_cache_create(&s->cache, net, capacity, false, err);
+    if (st == NB_OK) st = nb_cache_create(&s->cache, net, capacity, 0, err);
     if (st == NB_OK) st = nb_workspace_create(be, &net->cfg, s->chunk, &s->ws, err);
     if (st == NB_OK) st = be->ops->buffer_create(be, s->chunk * net->cfg.n_embd, &s->x, err);
     if (st == NB_OK) st = be->ops->buffer_create(be, net->cfg.n_vocab, &s->logits, err);
@@ -52,7 +52,7 @@ void nb_session_free(nb_session *s)
 
 int64_t nb_session_length(const nb_session *s) { return s->length; }
 
-size_t nb_session_kv_bytes(const nb_session *s) { return s->cache->bytes; }
+size_t nb_session_kv_bytes(const nb_session *s) { return nb_cache_bytes(s->cache); }
 
 static nb_status check_finite(const float *v, int64_t n, int64_t position, nb_error *err)
 {

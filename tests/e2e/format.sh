@@ -57,13 +57,17 @@ linears:
   down: {weights: bf16, acts: fp8:token}
 EOF
 check mixed tests/golden/llama-text --recipe "$scratch/r.yaml"
+printf 'weights: fp4:g32\nembedding: int8:g8\nlinears:\n  v: {weights: f16}\n%s\n' \
+    'method: [nearest, lorc:rank=3]' >"$scratch/r.yaml"
+check lorc tests/golden/llama-text --recipe "$scratch/r.yaml"
+check "lorc int8" tests/golden/llama-text --weights int3:g16:f32 --method nearest,lorc:rank=5:int8
 printf 'weights: f16\nkv: fp8:token\n' >"$scratch/r.yaml"
 check "kv alone" tests/golden/llama-bias --recipe "$scratch/r.yaml"
 
 # Every family and option on rows of several groups, and on planes of any bytes.
 "$PYTHON" tests/spec/wide_model.py make "$scratch/wide"
-for word in int4:g64 int3:row:sym fp4:g256 fp4:g64:m1 fp4:g256:m2 fp4:g24:m2:floor \
-    fp4e3m0:g128 fp4e3m0:row:m1:ceil:paper fp6:row fp6e3m2:g64:paper fp8:row fp8:g64 fp8e5m2:row \
+for word in int4:g64 int3:row:sym int3:g64:f32 int8:row:sym:f32 fp4:g256 fp4:g64:m1 fp4:g256:m2 \
+    fp4:g24:m2:floor fp4e3m0:g128 fp4e3m0:row:m1:ceil:paper fp6:row fp6e3m2:g64:paper fp8:row fp8:g64 fp8e5m2:row \
     mxfp4 mxfp4:ceil mxfp6 mxfp6e3m2 mxfp8 mxfp8e5m2 mxint8 nvfp4 nvfp4:46 \
     dialect:b16 dialect:b32 dialect:b64:2s dialect:b128:mse:bd5; do
     check "wide $word" "$scratch/wide" --weights "$word"

@@ -3,8 +3,8 @@
 
     read_nibble.py DIR      prints every matrix and vector with its shape and range
 
-read_model(DIR) gives a dict from Hugging Face tensor name to fp32 array, read_formats(DIR) what is
-quantized at run time. numpy only.
+read_model(DIR) gives a dict from Hugging Face tensor name to fp32 array (low-rank factors on their
+own), read_formats(DIR) what is quantized at run time. numpy only.
 """
 import json
 import re
@@ -50,8 +50,8 @@ NAME = "|".join(FLOAT_NAMES)
 
 def parse_word(word):
     """-> family, type of the codes, their bits, group (0: the whole row), option."""
-    if m := re.fullmatch(r"int([2-8]):(row|g(\d+))(:sym)?", word):
-        return "int", "int", int(m[1]), int(m[3] or 0), m[4] or ""
+    if m := re.fullmatch(r"int([2-8]):(row|g(\d+))((:sym)?(:f32)?)", word):
+        return "int", "int", int(m[1]), int(m[3] or 0), m[4]
     if m := re.fullmatch(rf"({NAME}):(row|g(\d+))((:m1|:m2)(:floor|:ceil)?)?(:paper)?", word):
         t = FLOAT_NAMES[m[1]]
         return "fp", t, 1 + sum(MINIFLOATS[t]), int(m[3] or 0), m[5] or ""
@@ -135,9 +135,9 @@ def plane_specs(word, n_in):
     half = -(-n_groups // 2)
     out = {"codes": ({"e4m3": "F8_E4M3", "e5m2": "F8_E5M2", "int8": "I8"}.get(t, "U8"),
                      -(-n_in * bits // 8))}
-    if family in ("int", "fp") and option in ("", ":sym"):
-        out["scales"] = ("F16", n_groups)
-    if family == "int" and option == "":
+    if family == "int" or (family == "fp" and not option):
+        out["scales"] = ("F32" if ":f32" in option else "F16", n_groups)
+    if family == "int" and ":sym" not in option:
         out["zeros"] = ("U8", -(-n_groups * bits // 8))
     if family in ("mx", "dialect"):
         out["scales"] = ("U8", n_groups)
@@ -165,7 +165,7 @@ def dequantize(word, n_in, planes):
     scale = group_scales(family, option, planes, n_groups)[:, g]
     if family == "int":
         zero = np.full((len(code), n_groups), 2 ** (bits - 1) - 1)
-        if option == "":
+        if ":sym" not in option:
             zero = unpack_bits(planes["zeros"], bits, n_groups)
         return (code - zero[:, g]).astype(np.float32) * scale
     if family == "dialect":
@@ -203,7 +203,7 @@ def read_formats(directory):
     linears = {}
     for name in index["weight_map"]:
         module, found, _ = name.partition(".weight")
-        if not found or ".layers." not in module or "norm" in module:
+        if not found or not is_in_block(module) or "norm" in module:
             continue
         word = q["modules"].get(module, "none")
         act = q.get("acts", "none") if word != "none" else "none"
@@ -212,6 +212,28 @@ def read_formats(directory):
     kv = q.get("kv", "none")
     attention = q.get("query", "none"), q.get("keys", kv), kv, q.get("probs", "none")
     return linears, attention
+
+
+def is_in_block(module):
+    return ".layers." in module
+
+
+def dequantize_factor(lorc, n_in, tensors):
+    """One low-rank factor; tensors: plane -> (dtype word, array), "" the factor itself."""
+    if lorc["format"] in ("f16", "bf16", "f32"):
+        (dtype, a), = tensors.values()
+        assert list(tensors) == [""] and dtype == lorc["format"].upper()
+        out = to_fp32(dtype, a)
+    else:
+        out = dequantize(lorc["format"], n_in, tensors)
+    assert out.shape == (lorc["rank"], n_in), f"factor {out.shape}"
+    return out
+
+
+def take(tensors, stem):
+    """STEM and STEM.plane, out of the dict."""
+    names = [n for n in tensors if n == stem or n.startswith(stem + ".")]
+    return {n[len(stem) + 1:]: tensors.pop(n) for n in names}
 
 
 def read_model(directory):
@@ -227,9 +249,14 @@ def read_model(directory):
     assert set(tensors) == set(index["weight_map"])
     out = {}
     for module, word in q["modules"].items():
-        prefix = f"{module}.weight."
-        planes = {n[len(prefix):]: tensors.pop(n) for n in list(tensors) if n.startswith(prefix)}
-        out[module + ".weight"] = dequantize(word, n_in_of(module, config), planes)
+        weight = module + ".weight"
+        a, b = take(tensors, weight + ".lorc_a"), take(tensors, weight + ".lorc_b")
+        w = out[weight] = dequantize(word, n_in_of(module, config), take(tensors, weight))
+        if "lorc" in q and is_in_block(module):
+            out[weight + ".lorc_a"] = dequantize_factor(q["lorc"], w.shape[0], a)
+            out[weight + ".lorc_b"] = dequantize_factor(q["lorc"], w.shape[1], b)
+        else:
+            assert not a and not b, f"{module}: factors that the configuration does not tell of"
     for module in q.get("biases", []):
         assert f"{module}.bias" in tensors, f"{module}: its bias is missing"
     for name, (dtype, a) in tensors.items():

@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "base/rng.h"
+#include "format/half.h"
 #include "op/op.h"
 
 #define EPS ((double)FLT_EPSILON)
@@ -27,9 +28,11 @@ typedef struct op_case {
     int64_t T, M, N; /* rows, inputs, outputs */
     int H, K, D, pos0, window, rot;
     int kind; /* norm or activation */
+    int rank; /* of low-rank factors */
     bool bias, add, in_place, misaligned;
     const char *weights, *act; /* format words; act NULL: none */
-    bool absolute;             /* all inputs by their absolute value: for bounds */
+    const char *factors;
+    bool absolute; /* all inputs by their absolute value: for bounds */
 } op_case;
 
 /* Runs the op and leaves its results in out. */
@@ -94,6 +97,8 @@ static void encode_row(const nb_format *f, const float *x, int64_t n, uint8_t *c
             uint32_t u;
             memcpy(&u, x + i, 4);
             uint16_t h = (uint16_t)(u >> 16); /* truncated: any bf16 will do */
+            if (f->variant == NB_F16) h = nb_f16_from_f32(x[i]);
+            if (f->variant == NB_F16) memcpy(plane[0] + 2 * i, &h, 2);
             if (f->variant == NB_BF16) memcpy(plane[0] + 2 * i, &h, 2);
             if (f->variant == NB_F32) memcpy(plane[0] + 4 * i, &u, 4);
         }
@@ -102,9 +107,9 @@ static void encode_row(const nb_format *f, const float *x, int64_t n, uint8_t *c
     int64_t groups = nb_format_groups(f, n);
     uint8_t *codes = malloc((size_t)n);
     nb_qparam *p = calloc((size_t)groups, sizeof *p);
+    nb_format_fit_row(f, x, NULL, n, NULL, NULL, p);
     for (int64_t g = 0; g < groups; g++) {
         int64_t b = nb_group_begin(f, g), m = nb_group_length(f, n, g);
-        f->family->fit(f, x + b, NULL, m, 1, 1, &p[g]);
         f->family->encode(f, &p[g], x + b, m, codes + b);
     }
     f->family->pack_row(f, codes, p, n, plane);
@@ -150,10 +155,20 @@ static void free_weight(weight *w)
 static nb_linear *make_linear(nb_backend *be, const op_case *c, const weight *w)
 {
     nb_linear_desc d = {.w = &w->m, .bias = w->bias};
+    op_case factors = {.seed = c->seed + 7, .weights = c->factors, .absolute = c->absolute};
+    weight a = {0}, b = {0};
     if (c->act) assert_int_equal(nb_format_parse(&d.act, c->act, NULL), NB_OK);
+    if (c->rank) {
+        a = make_weight(&factors, c->rank, w->m.n_out);
+        b = make_weight(&factors, c->rank, w->m.n_in);
+        d.lorc = (nb_lorc){.rank = c->rank, .a = a.m, .b = b.m};
+    }
     nb_linear *l = NULL;
     assert_int_equal(be->ops->linear_create(be, &d, &l, NULL), NB_OK);
-    assert_true(be->ops->linear_bytes(l) >= (size_t)nb_matrix_bytes(&w->m));
+    assert_true(be->ops->linear_bytes(l) >=
+                (size_t)(nb_matrix_bytes(&w->m) + nb_lorc_bytes(&d.lorc)));
+    free_weight(&a);
+    free_weight(&b);
     return l;
 }
 
@@ -211,7 +226,8 @@ static void run_gram(nb_backend *be, const op_case *c, double *out)
     nb_view x = make_view(be, c, 1, c->T, c->M), y = make_view(be, c, 2, c->M, c->M);
     nb_format act = {0};
     if (c->act) assert_int_equal(nb_format_parse(&act, c->act, NULL), NB_OK);
-    for (int i = 0; i < 1 + c->add; i++) be->ops->gram_forward(be, y, x, c->act ? &act : NULL);
+    for (int i = 0; i < 1 + c->add; i++)
+        be->ops->gram_forward(be, y, x, c->act ? &act : NULL, c->kind == 1);
     take_view(be, y, out);
     for (int64_t i = 0; i < c->M; i++) {
         for (int64_t j = 0; j < i; j++) out[i * c->M + j] = 0;
@@ -393,6 +409,33 @@ static void test_linear(void **state)
     }
 }
 
+/* The factors are read when the linear is made: those of make_linear are gone when it runs. */
+static void test_low_rank(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const weights[] = {"f32", "int4:g64", "fp4:g256:m2"};
+    nb_rng r = {4};
+    int n_compute = has_bf16() ? 2 : 1;
+    for (int i = 0; i < 40; i++) {
+        op_case c = {.seed = (uint64_t)i,
+                     .T = PICK(&r, 1, 3, 8, 9, 33, 260),
+                     .M = PICK(&r, 8, 40, 96, 257),
+                     .N = PICK(&r, 7, 32, 300, 600),
+                     .rank = PICK(&r, 1, 4, 7),
+                     .bias = i % 3 == 0,
+                     .add = i % 2 == 0,
+                     .weights = weights[nb_rng_next(&r) % NB_COUNT(weights)],
+                     .act = i % 4 == 0 ? "int8:token" : NULL,
+                     .factors = i % 5 < 2 ? "int8:row:sym:f32" : "f16"};
+        for (int compute = 0; compute < n_compute; compute++) {
+            double *size = sizes(run_linear, &c, (nb_compute)compute, c.T * c.N);
+            double k = 2 * (double)(c.M + c.rank + 6) * EPS;
+            compare(run_linear, &c, (nb_compute)compute, size, k, c.T * c.N);
+            free(size);
+        }
+    }
+}
+
 static void test_gram(void **state)
 {
     NB_UNUSED(state);
@@ -404,12 +447,13 @@ static void test_gram(void **state)
                      .T = PICK(&r, 1, 3, 40, 130),
                      .M = PICK(&r, 1, 8, 67, 192, 200, 390),
                      .add = i % 2 == 0,
+                     .kind = i % 3 == 0, /* rows scaled */
                      .act = acts[nb_rng_next(&r) % NB_COUNT(acts)]};
         for (int compute = 0; compute < n_compute; compute++) {
             /* quantized absolute values: as in test_linear */
             double *size = sizes(run_gram, &c, (nb_compute)compute, c.M * c.M);
-            compare(run_gram, &c, (nb_compute)compute, size, 2 * (double)(2 * c.T + 4) * EPS,
-                    c.M * c.M);
+            double terms = (double)(2 * c.T + 4 + (c.kind ? c.M : 0)); /* a row's square, too */
+            compare(run_gram, &c, (nb_compute)compute, size, 2 * terms * EPS, c.M * c.M);
             free(size);
         }
     }
@@ -590,11 +634,12 @@ static void test_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear),     cmocka_unit_test(test_gram),
-        cmocka_unit_test(test_attention),  cmocka_unit_test(test_pointwise),
-        cmocka_unit_test(test_rope),       cmocka_unit_test(test_embed),
-        cmocka_unit_test(test_losses),     cmocka_unit_test(test_sticky_error),
-        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_options),
+        cmocka_unit_test(test_linear),       cmocka_unit_test(test_low_rank),
+        cmocka_unit_test(test_gram),         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_pointwise),    cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_embed),        cmocka_unit_test(test_losses),
+        cmocka_unit_test(test_sticky_error), cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -194,10 +194,10 @@ static void begin_kind(command *c, const char *out, int kind)
     if (kind == PLAIN) return;
     with_text(c);
     if (kind == FOLLOWED) return;
-    c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq";
+    c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq,lorc:rank=2";
     c->opt.acts = "int8:token";
     if (kind == MOVED) {
-        c->opt.recipe = "sequential: true\n"
+        c->opt.recipe = "sequential: true\nkv: int8:token\nquery: fp8:token\n"
                         "linears: {down: {weights: int4:g32, acts: int8:token:asym}, "
                         "k: {acts: none}, v: {weights: f16}}\n";
     }
@@ -372,21 +372,30 @@ static void test_linear_formats(void **state)
     json_decref(report);
 }
 
-/* With weights in fp32 and inputs as they are, only the quantizers of the inputs err; left out of
- * the flow, nothing does. */
+/* With weights in fp32 only what is quantized online errs; left out of the flow, nothing does. */
 static void test_calib_acts(void **state)
 {
     NB_UNUSED(state);
-    for (int fp = 0; fp < 2; fp++) {
+    static const struct {
+        const char *recipe;
+        bool exact;
+    } cases[] = {{"", true},
+                 {"linears: {up: {acts: int4:token}}\n", false},
+                 {"linears: {up: {acts: int4:token}}\ncalib_acts: fp\n", true},
+                 {"kv: int4:token\n", false},
+                 {"kv: int4:token\ncalib_acts: fp\n", true}};
+    for (size_t i = 0; i < NB_COUNT(cases); i++) {
         command c;
-        begin_command(&c, fp ? "acts-fp" : "acts-quant");
+        char out[16];
+        snprintf(out, sizeof out, "acts-%zu", i);
+        begin_command(&c, out);
         with_text(&c);
         c.opt.weights = "f32";
-        c.opt.recipe = fp ? "calib_acts: fp\nlinears: {up: {acts: int4:token}}\n"
-                          : "linears: {up: {acts: int4:token}}\n";
+        c.opt.recipe = cases[i].recipe;
+        if (!*cases[i].recipe) c.opt.recipe = NULL;
         must_run(&c);
         json_t *report = read_report(c.out);
-        assert_true((output_error(report, 0) == 0) == (fp == 1));
+        assert_true((output_error(report, 0) == 0) == cases[i].exact);
         json_decref(report);
     }
 }
@@ -437,6 +446,7 @@ typedef struct watcher {
     int count[NB_N_ROLES];
     double sum[TINY_FFN * TINY_FFN]; /* of the inputs of `role` */
     nb_role role;
+    bool raw; /* tokens as they are; else each with a mean square of 1 */
 } watcher;
 
 static void watch(void *user, nb_role role, nb_view x)
@@ -450,15 +460,18 @@ static void watch(void *user, nb_role role, nb_view x)
     w->be->ops->download(w->be, x, rows, NB_F32);
     for (int64_t t = 0; t < x.rows; t++) {
         const float *v = rows + t * x.cols;
+        double square = 0;
+        for (int64_t i = 0; i < x.cols; i++) square += (double)v[i] * (double)v[i];
+        double weight = w->raw ? 1 : (double)x.cols / square;
         for (int64_t i = 0; i < x.cols * x.cols; i++) {
-            w->sum[i] += (double)v[i / x.cols] * (double)v[i % x.cols];
+            w->sum[i] += weight * (double)v[i / x.cols] * (double)v[i % x.cols];
         }
     }
 }
 
 /* Two windows through block 1 with `role` watched: H of every linear with that input is 2/2 X^T X.
  */
-static void check_statistics(nb_role role, nb_role same, int64_t n)
+static void check_statistics(nb_role role, nb_role same, int64_t n, bool raw)
 {
     enum { T = 16 };
     nb_options opt = {.device = "cpu", .threads = 2, .cpumask = ~0u};
@@ -468,9 +481,10 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
     nb_block *block;
     nb_workspace *ws;
     nb_view rope;
-    nb_buffer *buf[3];
+    nb_buffer *buf;
+    nb_kv *kv;
     static watcher w;
-    w = (watcher){.role = role};
+    w = (watcher){.role = role, .raw = raw};
     assert_int_equal(nb_backend_create(&w.be, &opt, NULL), NB_OK);
     assert_int_equal(nb_arena_create(&arena, NULL), NB_OK);
     assert_int_equal(nb_source_open(&source, in_root("model"), NULL), NB_OK);
@@ -479,15 +493,13 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
     assert_int_equal(nb_block_create(w.be, cfg, &host, &block, NULL), NB_OK);
     assert_int_equal(nb_workspace_create(w.be, cfg, T, &ws, NULL), NB_OK);
     assert_int_equal(nb_rope_table(w.be, cfg, T, &rope, NULL), NB_OK);
-    assert_int_equal(nb_grams_create(&w.grams, w.be, &host, NB_ALL_ROLES, NULL), NB_OK);
-    for (int i = 0; i < 3; i++) {
-        assert_int_equal(w.be->ops->buffer_create(w.be, T * TINY_EMBD, &buf[i], NULL), NB_OK);
-    }
+    assert_int_equal(nb_grams_create(&w.grams, w.be, &host, NB_ALL_ROLES, raw, NULL), NB_OK);
+    assert_int_equal(w.be->ops->buffer_create(w.be, T * TINY_EMBD, &buf, NULL), NB_OK);
+    nb_kv_desc d = nb_block_kv(block, T);
+    assert_int_equal(w.be->ops->kv_create(w.be, &d, &kv, NULL), NB_OK);
     nb_workspace_observe(ws, watch, &w);
     nb_rng rng = {17};
-    nb_view x = nb_view_of(buf[0], T, TINY_EMBD);
-    nb_kv kv = {nb_view_of(buf[1], T, TINY_KV_HEADS * TINY_HEAD),
-                nb_view_of(buf[2], T, TINY_KV_HEADS * TINY_HEAD)};
+    nb_view x = nb_view_of(buf, T, TINY_EMBD);
     for (int window = 0; window < 2; window++) {
         float v[T * TINY_EMBD];
         for (int i = 0; i < T * TINY_EMBD; i++) v[i] = (float)nb_rng_normal(&rng);
@@ -509,7 +521,8 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
             assert_true(fabs((double)h[i * n + j] - w.sum[i * n + j]) <= bound);
         }
     }
-    for (int i = 0; i < 3; i++) w.be->ops->buffer_free(w.be, buf[i]);
+    w.be->ops->kv_free(w.be, kv);
+    w.be->ops->buffer_free(w.be, buf);
     w.be->ops->buffer_free(w.be, rope.buf);
     nb_grams_free(w.grams);
     nb_workspace_free(ws);
@@ -522,10 +535,12 @@ static void check_statistics(nb_role role, nb_role same, int64_t n)
 static void test_statistics(void **state)
 {
     NB_UNUSED(state);
-    check_statistics(NB_Q, NB_V, TINY_EMBD);
-    check_statistics(NB_O, NB_O, TINY_HEADS * TINY_HEAD);
-    check_statistics(NB_UP, NB_GATE, TINY_EMBD);
-    check_statistics(NB_DOWN, NB_DOWN, TINY_FFN);
+    for (int raw = 0; raw < 2; raw++) {
+        check_statistics(NB_Q, NB_V, TINY_EMBD, raw);
+        check_statistics(NB_O, NB_O, TINY_HEADS * TINY_HEAD, raw);
+        check_statistics(NB_UP, NB_GATE, TINY_EMBD, raw);
+        check_statistics(NB_DOWN, NB_DOWN, TINY_FFN, raw);
+    }
 }
 
 /* ---- refusals ------------------------------------------------------------------------------ */
@@ -660,12 +675,12 @@ static void test_quantized_source(void **state)
 
 /* ---- values for a second reader -------------------------------------------------------------- */
 
-static bool dump_matrix(const char *dir, const char *module, const nb_matrix *w)
+static bool dump_matrix(const char *dir, const char *module, const char *tail, const nb_matrix *w)
 {
     size_t n = (size_t)w->n_out * (size_t)w->n_in;
     float *v = malloc(n * sizeof *v);
     char name[200];
-    snprintf(name, sizeof name, "%s.weight.f32", module);
+    snprintf(name, sizeof name, "%s.weight%s.f32", module, tail);
     char *path = nb_path_join(dir, name);
     if (v) nb_matrix_dequant(w, 0, w->n_out, v);
     bool ok = v && path && nb_write_file(path, v, n * sizeof *v, NULL) == NB_OK;
@@ -712,14 +727,17 @@ static int dump_model(const char *model, const char *dir)
     }
     nb_strbuf formats;
     nb_strbuf_init(&formats, 1 << 20);
-    bool ok = dump_matrix(dir, e.embed.name, &e.embed.w);
-    if (e.head.name) ok = ok && dump_matrix(dir, e.head.name, &e.head.w);
+    bool ok = dump_matrix(dir, e.embed.name, "", &e.embed.w);
+    if (e.head.name) ok = ok && dump_matrix(dir, e.head.name, "", &e.head.w);
     for (int i = 0; ok && i < nb_source_config(s)->n_layers; i++) {
         nb_host_block b;
         ok = nb_source_block(s, i, arena, &b, &err) == NB_OK;
         for (int r = 0; ok && r < NB_N_ROLES; r++) {
             const nb_host_linear *l = &b.linear[r];
-            if (l->name) ok = dump_matrix(dir, l->name, &l->w);
+            if (l->name) ok = dump_matrix(dir, l->name, "", &l->w);
+            if (l->lorc.rank == 0) continue;
+            ok = ok && dump_matrix(dir, l->name, ".lorc_a", &l->lorc.a) &&
+                 dump_matrix(dir, l->name, ".lorc_b", &l->lorc.b);
         }
         if (ok) add_formats(&formats, &b);
     }

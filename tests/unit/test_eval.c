@@ -31,7 +31,7 @@ static void open_fixture(fixture *f, const char *model, const char *device)
     snprintf(path, sizeof path, "tests/golden/%s", model);
     nb_status st = nb_source_open(&f->src, path, &err);
     if (st == NB_OK) st = nb_backend_create(&f->be, &opt, &err);
-    if (st == NB_OK) st = nb_net_create(&f->net, f->be, f->src, false, &err);
+    if (st == NB_OK) st = nb_net_create(&f->net, f->be, f->src, false, NULL, &err);
     if (st != NB_OK) fail_msg("%s", err.message);
     f->V = f->net->cfg.n_vocab;
     nb_rng r = {42};

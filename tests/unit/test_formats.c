@@ -103,6 +103,7 @@ static void each_int(void (*check)(row *r, const char *word))
                 char word[64];
                 snprintf(word, sizeof word, "int%d:%s:%s", bits, grains[g], sym ? "sym" : "asym");
                 check(&r, word);
+                if (strcmp(grains[g], "token") != 0) check(&r, strcat(word, ":f32"));
             }
         }
     }
@@ -220,6 +221,39 @@ static void test_error(void **state)
 
 /* w[i] = (i mod 2^bits) - zero with scale 1: the codes are 0, 1, 2, ... and the bytes follow from
  * the drawing alone. */
+/* Parameters that change from value to value: the same codes and values as one by one. */
+static void each_of_word(row *r, const char *word)
+{
+    enum { N = 70 };
+    float w[N], back[N], one;
+    nb_qparam p[N];
+    uint8_t codes[N], code;
+    nb_rng rng = {77};
+    begin_row(r, word, N_MAX);
+    for (int i = 0; i < N; i++) {
+        float group[8], size = ldexpf(1, i % 9 - 4);
+        for (int k = 0; k < 8; k++) group[k] = i % 11 == 0 ? 0 : size * (float)nb_rng_normal(&rng);
+        p[i] = (nb_qparam){0};
+        r->f.family->fit(&r->f, group, NULL, 8, 1, 1, &p[i]);
+        w[i] = group[0] * (i % 5 == 0 ? 4 : 1); /* beyond the range, too */
+    }
+    nb_format_round_each(&r->f, p, w, N, codes, back);
+    for (int i = 0; i < N; i++) {
+        r->f.family->encode(&r->f, &p[i], &w[i], 1, &code);
+        r->f.family->decode(&r->f, &p[i], &code, 1, &one);
+        if (code != codes[i] || memcmp(&one, &back[i], 4) != 0) {
+            fail_msg("%s: %g with scale %g: code %d, %g, expected %d, %g", word, (double)w[i],
+                     (double)p[i].scale, codes[i], (double)back[i], code, (double)one);
+        }
+    }
+}
+
+static void test_round_each(void **state)
+{
+    NB_UNUSED(state);
+    each_word(each_of_word);
+}
+
 static void test_golden_bytes(void **state)
 {
     NB_UNUSED(state);
@@ -314,6 +348,8 @@ static const char *const canonical[][2] = {
     {"int4:g128", "int4:g128"},
     {"int4:g128:asym", "int4:g128"},
     {"int4:row:sym", "int4:row:sym"},
+    {"int4:row:asym:f32", "int4:row:f32"},
+    {"int8:g65536:sym:f32", "int8:g65536:sym:f32"},
     {"int8:token", "int8:token"},
     {"int8:token:sym", "int8:token"},
     {"int8:token:asym", "int8:token:asym"},
@@ -351,6 +387,9 @@ static const char *const bad[] = {
     "int4:g65544",
     "int4:row:",
     "int4:row:sym:sym",
+    "int4:row:f32:sym",
+    "int4:row:f16",
+    "int8:token:f32",
     "int4:rows",
     "int4:g128 ",
     "INT4:row",
@@ -428,6 +467,7 @@ int main(void)
         cmocka_unit_test(test_golden_bytes),  cmocka_unit_test(test_golden_omniquant),
         cmocka_unit_test(test_q8_0_is_exact), cmocka_unit_test(test_zero_group),
         cmocka_unit_test(test_words),         cmocka_unit_test(test_matrix),
+        cmocka_unit_test(test_round_each),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -141,6 +141,11 @@ static const golden goldens[] = {
      {-6, 4, 1.5f, -6, 3, -6, 1, 6},
      0.0323958},
     {"fp4:g2",
+     "gptq:stale_scales",
+     {0.1333333f, 0.25f, 0.2f, 0.5f},
+     {-6, 4, 1.5f, -6, 3, -6, 1, 6},
+     0.0323958},
+    {"fp4:g2",
      "gptq",
      {0.1333333f, 0.2524295f, 0.2f, 0.4978852f},
      {-6, 4, 1.5f, -6, 3, -6, 1, 6},
@@ -206,13 +211,13 @@ static void test_golden_factor(void **state)
     static const double ordered[4] = {0.6035712, 1.1078565, 0.6447560, 0.7020786};
     static const int64_t order[4] = {3, 1, 2, 0};
     nb_gptq_factor f;
-    assert_int_equal(nb_gptq_factor_create(&f, "x", golden_h, 4, 0.01, false, NULL), NB_OK);
-    for (int i = 0; i < 16; i++) assert_true(fabs((double)f.u[i] - u[i / 4][i % 4]) < 1e-6);
+    assert_int_equal(nb_gptq_factor_create(&f, "x", golden_h, 4, 0.01, false, 2, NULL), NB_OK);
+    for (int i = 0; i < 16; i++) assert_true(fabs((double)f.ut[i] - u[i % 4][i / 4]) < 1e-6);
     nb_gptq_factor_free(&f);
-    assert_int_equal(nb_gptq_factor_create(&f, "x", golden_h, 4, 0.01, true, NULL), NB_OK);
+    assert_int_equal(nb_gptq_factor_create(&f, "x", golden_h, 4, 0.01, true, 2, NULL), NB_OK);
     for (int i = 0; i < 4; i++) {
         assert_true(f.order[i] == order[i]);
-        assert_true(fabs((double)f.u[5 * i] - ordered[i]) < 1e-6);
+        assert_true(fabs((double)f.ut[5 * i] - ordered[i]) < 1e-6);
     }
     nb_gptq_factor_free(&f);
 }
@@ -263,11 +268,15 @@ static void slow_order(const problem *p, bool by_size, int64_t *order)
     }
 }
 
+/* When the parameters of a group are fitted. */
+typedef enum when { FIRST, ON_THE_WAY, STALE } when;
+
 typedef struct slow {
     const problem *p;
     const double *u;
     const int64_t *order;
-    bool fit_first;
+    when fit;
+    int64_t block;
 } slow;
 
 static void slow_fit(const slow *s, int64_t g, const double *w, nb_qparam *q)
@@ -308,16 +317,17 @@ static int64_t check_row(const slow *s, int64_t row)
     nb_qparam *got = calloc((size_t)p->groups, sizeof *got),
               *q = calloc((size_t)p->groups, sizeof *q);
     float *back = calloc((size_t)n, sizeof *back);
-    double *w = calloc((size_t)n, sizeof *w);
+    double *w = calloc((size_t)n, sizeof *w), *stale = calloc((size_t)n, sizeof *stale);
     get_row(p, row, codes, got, back);
     for (int64_t i = 0; i < n; i++) w[i] = (double)p->job.w[row * n + i];
-    if (s->fit_first) {
+    if (s->fit == FIRST) {
         nb_format_fit_row(f, p->job.w + row * n, p->diagonal, n, NULL, NULL, q);
     }
     for (; done < n; done++) {
         int64_t c = s->order[done], g = f->group > 0 ? c / f->group : 0;
-        if (!s->fit_first && c == nb_group_begin(f, g)) {
-            slow_fit(s, g, w, &q[g]);
+        if (done % s->block == 0) memcpy(stale, w, (size_t)n * sizeof *w);
+        if (s->fit != FIRST && c == nb_group_begin(f, g)) {
+            slow_fit(s, g, s->fit == STALE ? stale : w, &q[g]);
             /* a scale on the edge between two stored ones: one of them is as good as the other */
             if (!same_param(&q[g], &got[g])) break;
         }
@@ -333,12 +343,11 @@ static int64_t check_row(const slow *s, int64_t row)
         double e = (w[c] - (double)value) / s->u[done * n + done];
         for (int64_t j = done + 1; j < n; j++) w[s->order[j]] -= e * s->u[done * n + j];
     }
-    free(codes), free(got), free(q), free(back), free(w);
+    free(codes), free(got), free(q), free(back), free(w), free(stale);
     return done;
 }
 
-static void check_random(const char *word, const char *step, int64_t n_in, bool fit_first,
-                         uint64_t seed)
+static void check_random(const char *word, const char *step, int64_t n_in, when fit, uint64_t seed)
 {
     enum { N_OUT = 70 };
     problem p;
@@ -349,7 +358,8 @@ static void check_random(const char *word, const char *step, int64_t n_in, bool 
     int64_t *order = calloc((size_t)n_in, sizeof *order);
     slow_order(&p, strstr(step, "act_order") != NULL, order);
     double *u = slow_factor(&p, order, 0.01);
-    slow s = {&p, u, order, fit_first};
+    const char *block = strstr(step, "block=");
+    slow s = {&p, u, order, fit, block ? atoi(block + 6) : 128};
     int64_t compared = 0;
     for (int64_t r = 0; r < N_OUT; r++) compared += check_row(&s, r);
     if (compared < N_OUT * n_in * 3 / 4) {
@@ -371,23 +381,25 @@ static void check_random(const char *word, const char *step, int64_t n_in, bool 
 static void test_reference(void **state)
 {
     NB_UNUSED(state);
-    check_random("int4:row", "gptq", 150, true, 1);
-    check_random("int3:row:sym", "gptq:act_order", 150, true, 2);
-    check_random("int4:g64", "gptq", 150, false, 3);
-    check_random("int4:g40", "gptq:block=64", 150, false, 4);
-    check_random("int4:g64", "gptq:static_groups", 150, true, 5);
-    check_random("int4:g32", "gptq:act_order", 150, true, 6);
-    check_random("fp4:g64", "gptq", 150, false, 7);
-    check_random("fp4:g64", "gptq:act_order", 150, true, 8);
-    check_random("fp4:g32:m2", "gptq", 150, true, 9);
-    check_random("fp4:g32:m1", "gptq", 150, true, 10);
-    check_random("fp4e3m0:row", "gptq", 150, true, 11);
-    check_random("mxfp4", "gptq", 144, false, 12);
-    check_random("mxfp4", "gptq:act_order", 144, true, 13);
-    check_random("nvfp4", "gptq", 144, true, 14);
-    check_random("dialect:b32", "gptq:static_groups", 144, true, 15);
-    check_random("dialect:b32", "gptq", 144, false, 17);
-    check_random("int8:g128", "gptq", 300, false, 16);
+    check_random("int4:row", "gptq", 150, FIRST, 1);
+    check_random("int3:row:sym", "gptq:act_order", 150, FIRST, 2);
+    check_random("int4:g64", "gptq", 150, ON_THE_WAY, 3);
+    check_random("int4:g40", "gptq:block=64", 150, ON_THE_WAY, 4);
+    check_random("int4:g64", "gptq:static_groups", 150, FIRST, 5);
+    check_random("int4:g32", "gptq:act_order", 150, FIRST, 6);
+    check_random("fp4:g64", "gptq", 150, ON_THE_WAY, 7);
+    check_random("fp4:g64", "gptq:act_order", 150, FIRST, 8);
+    check_random("fp4:g32:m2", "gptq", 150, FIRST, 9);
+    check_random("fp4:g32:m1", "gptq", 150, FIRST, 10);
+    check_random("fp4e3m0:row", "gptq", 150, FIRST, 11);
+    check_random("mxfp4", "gptq", 144, ON_THE_WAY, 12);
+    check_random("mxfp4", "gptq:act_order", 144, FIRST, 13);
+    check_random("nvfp4", "gptq", 144, FIRST, 14);
+    check_random("dialect:b32", "gptq:static_groups", 144, FIRST, 15);
+    check_random("dialect:b32", "gptq", 144, ON_THE_WAY, 17);
+    check_random("int4:g32", "gptq:stale_scales", 150, STALE, 18);
+    check_random("fp4:g40", "gptq:block=64:stale_scales", 150, STALE, 19);
+    check_random("int8:g128", "gptq", 300, ON_THE_WAY, 16);
 }
 
 /* ---- laws --------------------------------------------------------------------------------- */
@@ -424,8 +436,103 @@ static void test_threads(void **state)
     static const char *const words[] = {"int4:g64", "int3:row", "fp4:g32:m2", "mxfp4"};
     for (size_t i = 0; i < NB_COUNT(words); i++) {
         check_same(words[i], "gptq", 1, "gptq", 2);
+        check_same(words[i], "gptq", 1, "gptq", 3);
         check_same(words[i], "gptq:act_order", 1, "gptq:act_order", 5);
     }
+}
+
+/* Several tiles, the last one partial: U^T U (H + lambda I) = I, and the same bytes. */
+static void test_factor(void **state)
+{
+    NB_UNUSED(state);
+    enum { N = 300 };
+    problem p;
+    nb_gptq_factor f[3];
+    begin_problem(&p, "int4:row", 1, N);
+    fill_random(&p, 31, 2 * N);
+    double lambda = 0;
+    for (int i = 0; i < N; i++) lambda += 0.01 * (double)p.diagonal[i] / N;
+    for (int t = 0; t < 3; t++) {
+        assert_int_equal(nb_gptq_factor_create(&f[t], "x", p.h, N, 0.01, true, t + 1, NULL), NB_OK);
+        assert_memory_equal(f[t].ut, f[0].ut, N * N * sizeof(float));
+    }
+    for (int i = 0; i < N; i++) { /* U (H + lambda I) U^T = I, row i */
+        const float *u = f[0].ut;
+        double uh[N] = {0};
+        for (int j = 0; j < N; j++) {
+            for (int k = i; k < N; k++) {
+                double h = h_at(&p, f[0].order[k], f[0].order[j]) + (k == j ? lambda : 0);
+                uh[j] += (double)u[k * N + i] * h;
+            }
+        }
+        for (int j = 0; j < N; j++) {
+            double sum = 0;
+            for (int k = j; k < N; k++) sum += uh[k] * (double)u[k * N + j];
+            assert_true(fabs(sum - (i == j)) < 1e-4);
+        }
+    }
+    for (int t = 0; t < 3; t++) nb_gptq_factor_free(&f[t]);
+    end_problem(&p);
+}
+
+/* A factor that is shared gives what one of one's own gives; another matrix in the same memory, and
+ * other options, make a new one. */
+static void test_shared_factor(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const steps[] = {"gptq", "gptq", "gptq:act_order", "gptq:damp=0.1", "gptq"};
+    nb_gptq_cache cache = {0};
+    const float *before = NULL;
+    problem a, b;
+    begin_problem(&a, "int4:g64", 70, 200);
+    begin_problem(&b, "int4:g64", 70, 200);
+    for (size_t i = 0; i < NB_COUNT(steps); i++) {
+        if (i != 1) { /* the second linear has the first one's input */
+            memset(a.h, 0, 200 * 200 * sizeof *a.h);
+            memset(b.h, 0, 200 * 200 * sizeof *b.h);
+        }
+        if (i != 1) fill_random(&a, 40 + i, 500), fill_random(&b, 40 + i, 500);
+        for (int k = 0; i == 1 && k < 70 * 200; k++) a.job.w[k] = b.job.w[k] = -a.job.w[k];
+        a.job.factors = &cache;
+        assert_int_equal(run_step(&a, steps[i], NULL), NB_OK);
+        assert_int_equal(run_step(&b, steps[i], NULL), NB_OK);
+        assert_same_planes(&a, &b);
+        assert_true(a.job.loss == b.job.loss);
+        if (i == 1) assert_ptr_equal(cache.factor.ut, before);
+        before = cache.factor.ut;
+    }
+    nb_gptq_cache_fini(&cache);
+    end_problem(&a);
+    end_problem(&b);
+}
+
+/* H = I and half the range: what lies beyond it by more than half a step is counted. */
+static void test_clipped(void **state)
+{
+    NB_UNUSED(state);
+    problem p;
+    begin_problem(&p, "int6:g32:sym", 20, 96);
+    fill_random(&p, 50, 1);
+    memset(p.h, 0, 96 * 96 * sizeof *p.h);
+    for (int i = 0; i < 96; i++) p.h[97 * i] = 1;
+    assert_int_equal(run_step(&p, "gptq", NULL), NB_OK);
+    assert_true(p.job.clipped == 0);
+    for (int i = 0; i < 20 * 3; i++) p.job.clip_lo[i] = p.job.clip_hi[i] = 0.5f;
+    assert_int_equal(run_step(&p, "gptq", NULL), NB_OK);
+    int64_t expected = 0;
+    for (int r = 0; r < 20; r++) {
+        uint8_t codes[96];
+        nb_qparam q[3];
+        float back[96];
+        get_row(&p, r, codes, q, back);
+        for (int i = 0; i < 96; i++) {
+            expected += fabsf(p.job.w[r * 96 + i]) > 31.5f * q[i / 32].scale;
+        }
+    }
+    assert_true(expected > 20 && p.job.clipped == expected);
+    assert_int_equal(run_step(&p, "nearest", NULL), NB_OK);
+    assert_true(p.job.clipped < 0);
+    end_problem(&p);
 }
 
 /* H = I: nothing is spread. */
@@ -494,14 +601,14 @@ static void test_damping_grows(void **state)
     NB_UNUSED(state);
     float h[4] = {1, 1.5f, 0, 1};
     nb_gptq_factor f;
-    assert_int_equal(nb_gptq_factor_create(&f, "x", h, 2, 0.01, false, NULL), NB_OK);
+    assert_int_equal(nb_gptq_factor_create(&f, "x", h, 2, 0.01, false, 1, NULL), NB_OK);
     assert_int_equal(f.n_tries, 2); /* 0.01, 0.1, 1 */
     assert_false(f.failed);
     nb_gptq_factor_free(&f);
     h[1] = 20;
-    assert_int_equal(nb_gptq_factor_create(&f, "x", h, 2, 0.01, false, NULL), NB_OK);
+    assert_int_equal(nb_gptq_factor_create(&f, "x", h, 2, 0.01, false, 1, NULL), NB_OK);
     assert_true(f.failed);
-    assert_null(f.u);
+    assert_null(f.ut);
     nb_gptq_factor_free(&f);
 }
 
@@ -524,6 +631,38 @@ static void test_dead(void **state)
         assert_true(back[17] != 0);
     }
     end_problem(&p);
+}
+
+/* dead_zero: it becomes 0, and the other columns as if it had been 0 all along, except that a whole
+ * row is fitted before. */
+static void test_dead_zero(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const words[] = {"int4:g16", "int4:row"};
+    for (size_t k = 0; k < NB_COUNT(words); k++) {
+        problem a, b;
+        begin_problem(&a, words[k], 6, 48);
+        begin_problem(&b, words[k], 6, 48);
+        fill_random(&a, 9, 200);
+        fill_random(&b, 9, 200);
+        for (int i = 0; i < 48; i++) a.h[17 * 48 + i] = a.h[i * 48 + 17] = 0;
+        memcpy(b.h, a.h, 48 * 48 * sizeof *a.h);
+        for (int r = 0; r < 6; r++) a.job.w[r * 48 + 17] = 100;
+        for (int r = 0; r < 6; r++) b.job.w[r * 48 + 17] = 0;
+        assert_int_equal(run_step(&a, "gptq:dead_zero", NULL), NB_OK);
+        assert_int_equal(run_step(&b, "gptq", NULL), NB_OK);
+        for (int r = 0; r < 6; r++) {
+            uint8_t codes[48];
+            nb_qparam q[3];
+            float back[48];
+            get_row(&a, r, codes, q, back);
+            assert_true(back[17] == 0);
+            if (k == 1) assert_true(q[0].scale > 6); /* 100 / 15 */
+        }
+        if (k == 0) assert_same_planes(&a, &b);
+        end_problem(&a);
+        end_problem(&b);
+    }
 }
 
 static void test_not_finite(void **state)
@@ -577,7 +716,8 @@ static void test_words(void **state)
         {"gptq:act_order:damp=.05", "gptq:damp=0.05:act_order", NULL},
         {"gptq:damp=1e-05", "gptq:damp=1e-05", NULL},
         {"gptq:static_groups:block=32", "gptq:block=32:static_groups", NULL},
-        {"gptq:true_sequential", NULL, "there are damp=N, block=N, act_order, static_groups"},
+        {"gptq:stale_scales:raw_tokens:dead_zero", "gptq:raw_tokens:dead_zero:stale_scales", NULL},
+        {"gptq:true_sequential", NULL, "there are damp=N, block=N, act_order, static_groups, raw_"},
         {"gptq:act_order=1", NULL, "no option"},
         {"gptq:damp", NULL, "no option"},
         {"gptq:damp=nan", NULL, "from 0 to 10"},
@@ -612,6 +752,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),        cmocka_unit_test(test_golden_factor),
         cmocka_unit_test(test_reference),     cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_factor),        cmocka_unit_test(test_shared_factor),
+        cmocka_unit_test(test_clipped),       cmocka_unit_test(test_dead_zero),
         cmocka_unit_test(test_identity),      cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_singular),      cmocka_unit_test(test_damping_grows),
         cmocka_unit_test(test_dead),          cmocka_unit_test(test_not_finite),

@@ -271,6 +271,28 @@ static void check_kl(const nb_kernels *ref, const nb_kernels *k, int64_t n, data
     free(a), free(b);
 }
 
+/* Bit for bit, for strides beyond n and no rows at all. */
+static void check_sub_rows(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind)
+{
+    enum { ROWS = 5 };
+    int64_t ldx = n + 3;
+    float *x = make(ROWS * ldx, kind, 1), *a = make(ROWS, NORMAL, 2), *start = make(n, kind, 3);
+    float *y = make_out(n * 4), *z = make_out(n * 4);
+    for (int rows = 0; rows <= ROWS; rows += ROWS) {
+        memcpy(y, start, (size_t)n * 4), memcpy(z, start, (size_t)n * 4);
+        ref->sub_rows(y, a, x, ldx, rows, n), k->sub_rows(z, a, x, ldx, rows, n);
+        check_canary(z, n * 4);
+        CHECK(memcmp(y, z, (size_t)n * 4) == 0);
+        if (rows == 0) CHECK(memcmp(y, start, (size_t)n * 4) == 0);
+    }
+    if (n > 0 && kind == NORMAL) {
+        double want = (double)start[n - 1];
+        for (int j = 0; j < ROWS; j++) want -= (double)a[j] * (double)x[j * ldx + n - 1];
+        CHECK(fabs(want - (double)z[n - 1]) < 1e-4);
+    }
+    free(x), free(a), free(start), free(y), free(z);
+}
+
 /* ---- walking the slots ----------------------------------------------------------------- */
 
 typedef void (*slot_check)(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind);
@@ -279,10 +301,10 @@ static const struct {
     const char *name;
     slot_check check;
 } checks[] = {
-    {"dot", check_dot},   {"norm", check_norms},      {"exact", check_exact},
-    {"axpy", check_axpy}, {"rope", check_rope},       {"act", check_acts},
-    {"max", check_max},   {"exp_sum", check_exp_sum}, {"logsumexp", check_logsumexp},
-    {"kl", check_kl},
+    {"dot", check_dot},   {"norm", check_norms},        {"exact", check_exact},
+    {"axpy", check_axpy}, {"rope", check_rope},         {"act", check_acts},
+    {"max", check_max},   {"exp_sum", check_exp_sum},   {"logsumexp", check_logsumexp},
+    {"kl", check_kl},     {"sub_rows", check_sub_rows},
 };
 
 static void check_level(const nb_kernels *k)
@@ -393,8 +415,8 @@ static void check_dequant(const nb_kernels *ref, const nb_kernels *k, const nb_f
 static void test_dequant_int(void **state)
 {
     NB_UNUSED(state);
-    static const char *const tails[] = {"row",      "row:sym", "g8",        "g64",
-                                        "g128:sym", "token",   "token:asym"};
+    static const char *const tails[] = {"row",   "row:sym",    "g8",     "g64",        "g128:sym",
+                                        "token", "token:asym", "g8:f32", "g64:sym:f32"};
     nb_kernels ref, k;
     nb_kernels_init(&ref, 0);
     for (size_t l = 0; l < NB_COUNT(levels); l++) {

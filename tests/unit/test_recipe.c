@@ -212,7 +212,7 @@ static void test_check(void **state)
         {"weights: int4:g128\nkv: dialect:b16\nprobs: mxfp4\n", "probs"},
         {"weights: int4:g128\nmethod: [minmax]\n", "one round step"},
         {"weights: int4:g128\nmethod: [nearest, nearest]\n", "one round step"},
-        {"weights: int4:g128\nmethod: [minmax, mse, nearest]\n", "one clip step"},
+        {"weights: int4:g128\nmethod: [minmax, mse, nearest]\n", "one clip"},
         {"weights: int4:g128\nmethod: [nearest, minmax]\n", "cannot follow"},
     };
     for (size_t i = 0; i < NB_COUNT(bad); i++) {

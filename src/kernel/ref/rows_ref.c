@@ -36,6 +36,23 @@ static void axpy(float *y, float a, const float *x, int64_t n)
     for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
+static void sub_rows(float *y, const float *a, const float *x, int64_t ldx, int64_t k, int64_t n)
+{
+    for (int64_t j = 0; j < k; j++) {
+        for (int64_t i = 0; i < n; i++) y[i] = fmaf(-a[j], x[j * ldx + i], y[i]);
+    }
+}
+
+static void add_rows(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
+                     int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float s = 0;
+        for (int64_t r = 0; r < rows; r++) s += w[r] * x[r * ldx + i];
+        out[i] += s;
+    }
+}
+
 static void bf16_from_f32(uint16_t *out, const float *x, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) out[i] = nb_bf16_from_f32(x[i]);
@@ -174,6 +191,8 @@ void nb_kernels_init_ref(nb_kernels *k)
         .add = add,
         .scale = scale,
         .axpy = axpy,
+        .sub_rows = sub_rows,
+        .add_rows = add_rows,
         .bf16_from_f32 = bf16_from_f32,
         .f32_from_bf16 = f32_from_bf16,
         .rms_norm = rms_norm,

@@ -138,6 +138,61 @@ static void axpy(float *y, float a, const float *x, int64_t n)
     v_store_n(y + i, v_fma(f, v_load_n(x + i, n - i), v_load_n(y + i, n - i)), n - i);
 }
 
+/* Four registers of y stay where they are while all rows pass: one load per FMA, no store. */
+static void sub_rows(float *y, const float *a, const float *x, int64_t ldx, int64_t k, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 4 * VLEN <= n; i += 4 * VLEN) {
+        vf s[4] = {v_load(y + i), v_load(y + i + VLEN), v_load(y + i + 2 * VLEN),
+                   v_load(y + i + 3 * VLEN)};
+        for (int64_t j = 0; j < k; j++) {
+            const float *row = x + j * ldx + i;
+            vf f = v_set1(a[j]);
+            for (int r = 0; r < 4; r++) s[r] = v_fnma(f, v_load(row + r * VLEN), s[r]);
+        }
+        for (int r = 0; r < 4; r++) v_store(y + i + r * VLEN, s[r]);
+    }
+    for (; i < n; i += VLEN) {
+        int64_t left = n - i < VLEN ? n - i : VLEN;
+        vf s = v_load_n(y + i, left);
+        for (int64_t j = 0; j < k; j++)
+            s = v_fnma(v_set1(a[j]), v_load_n(x + j * ldx + i, left), s);
+        v_store_n(y + i, s, left);
+    }
+}
+
+/* Columns [i, i + n) of add_rows, n <= VLEN. */
+static inline void add_columns(float *out, const float *w, const float *x, int64_t ldx,
+                               int64_t rows, int64_t n)
+{
+    vf s = v_set1(0);
+    for (int64_t r = 0; r < rows; r++) s = v_fma(v_set1(w[r]), v_load_n(x + r * ldx, n), s);
+    v_store_n(out, v_add(v_load_n(out, n), s), n);
+}
+
+static void add_rows(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
+                     int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 4 * VLEN <= n; i += 4 * VLEN) {
+        vf s[4] = {v_set1(0), v_set1(0), v_set1(0), v_set1(0)};
+        for (int64_t r = 0; r < rows; r++) {
+            const float *from = x + r * ldx + i;
+            vf f = v_set1(w[r]);
+            s[0] = v_fma(f, v_load(from), s[0]);
+            s[1] = v_fma(f, v_load(from + VLEN), s[1]);
+            s[2] = v_fma(f, v_load(from + 2 * VLEN), s[2]);
+            s[3] = v_fma(f, v_load(from + 3 * VLEN), s[3]);
+        }
+        for (int j = 0; j < 4; j++) {
+            v_store(out + i + j * VLEN, v_add(v_load(out + i + j * VLEN), s[j]));
+        }
+    }
+    for (; i < n; i += VLEN) {
+        add_columns(out + i, w, x + i, ldx, rows, n - i < VLEN ? n - i : VLEN);
+    }
+}
+
 static void bf16_from_f32(uint16_t *out, const float *x, int64_t n)
 {
     int64_t i = 0;
@@ -321,6 +376,8 @@ void INIT_ROWS(nb_kernels *k)
     k->add = add;
     k->scale = scale;
     k->axpy = axpy;
+    k->sub_rows = sub_rows;
+    k->add_rows = add_rows;
     k->bf16_from_f32 = bf16_from_f32;
     k->f32_from_bf16 = f32_from_bf16;
     k->rms_norm = rms_norm;

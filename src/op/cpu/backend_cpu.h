@@ -28,6 +28,9 @@ struct nb_linear {
     nb_dequant_fn dequant;
     float *bias; /* [n_out] or NULL */
     nb_format act;
+    int64_t rank;     /* of the low-rank correction; 0: none                        */
+    float *low_a;     /* [n_out, rank]                                              */
+    nb_linear *low_b; /* [rank, n_in], stored as the operands of products are    */
 };
 
 /* Scratch that lives from op to op and only grows. */
@@ -36,6 +39,7 @@ typedef enum nb_cpu_slot {
     NB_CPU_INPUT_BF16,
     NB_CPU_PANEL,  /* decoded weights; packed keys and values */
     NB_CPU_THREAD, /* one piece per thread */
+    NB_CPU_LOW,    /* inputs of low-rank factors */
     NB_CPU_N_SLOTS
 } nb_cpu_slot;
 
@@ -73,18 +77,35 @@ void nb_cpu_dequant_row(const nb_linear *w, int64_t n, float *out);
 /* The rows of a weight that is stored as `dtype` and aligned for it; NULL: it must be decoded. */
 const void *nb_cpu_plain_rows(const nb_linear *w, nb_dtype dtype);
 
-/* product_cpu.c: input [T, n_in] as operands (fp32, or bf16 in that mode), ld elements per row. */
+/* lorc_cpu.c: low-rank factors as operands */
+nb_status nb_cpu_lorc_create(nb_backend *be, const nb_lorc *d, nb_linear *l, nb_error *err);
+void nb_cpu_lorc_free(nb_backend *be, nb_linear *l);
+size_t nb_cpu_lorc_bytes(const nb_linear *l);
+/* What low_a meets: x low_b^T [T, rank], fp32; NULL: the fault is set. x [T, n_in] is fp32 for few
+ * rows (rounded to bf16 in that mode), else as for nb_cpu_product. */
+const float *nb_cpu_lorc_input(nb_backend *be, const void *x, int64_t ldx, int64_t n_rows,
+                               const nb_linear *w);
+
+/* product_cpu.c: input [T, n_in] as operands (fp32, or bf16 in that mode), ld elements per row.
+ * low: of nb_cpu_lorc_input, or NULL for a linear without factors. */
 void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, const nb_linear *w,
-                    bool add);
+                    const float *low, bool add);
 
 /* gram_cpu.c */
-void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act);
+void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit);
 
 /* attention_cpu.c, attention_few_cpu.c */
 void nb_cpu_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
                               const nb_attention *a);
 void nb_cpu_attention_few(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
                           const nb_attention *a);
+
+/* kv_cpu.c */
+nb_status nb_cpu_kv_create(nb_backend *be, const nb_kv_desc *d, nb_kv **out, nb_error *err);
+void nb_cpu_kv_free(nb_backend *be, nb_kv *kv);
+size_t nb_cpu_kv_bytes(const nb_kv *kv);
+void nb_cpu_kv_append(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_t pos0);
+void nb_cpu_kv_attention(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, const nb_attention *a);
 
 /* pointwise_cpu.c */
 void nb_cpu_norm_forward(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);

@@ -1,5 +1,7 @@
 /* x^T x by tiles of the upper triangle, each one product over all rows of x. */
 #include <assert.h>
+#include <math.h>
+#include <string.h>
 
 #include "base/size.h"
 #include "op/cpu/backend_cpu.h"
@@ -65,16 +67,35 @@ static bool run_tiles(const gram *g)
     return ok;
 }
 
-/* q [T, C] = act(x) */
-static void quantize(nb_backend *be, nb_view x, const nb_format *act, float *q)
+/* To a mean square of 1; the sum in pieces, so that fp32 keeps it for wide rows. */
+static void scale_to_unit(const nb_kernels *k, float *q, int64_t n)
 {
+    enum { PIECE = 1024 };
+    double sum = 0;
+    for (int64_t i = 0; i < n; i += PIECE) {
+        int64_t m = nb_min_i64(PIECE, n - i);
+        sum += (double)k->dot_f32(q + i, q + i, m);
+    }
+    if (sum > 0) k->scale(q, (float)sqrt((double)n / sum), q, n);
+}
+
+/* q [T, C] = act(x), scaled. */
+static void prepare(nb_backend *be, nb_view x, const nb_format *act, bool unit, float *q)
+{
+    const nb_kernels *k = &nb_cpu_of(be)->k;
 #pragma omp parallel for num_threads(be->threads) if (x.rows * x.cols > NB_CPU_PARALLEL_MIN)
     for (int64_t t = 0; t < x.rows; t++) {
-        nb_fake_quant_row(act, nb_cpu_row(x, t), x.cols, q + t * x.cols);
+        float *row = q + t * x.cols;
+        if (act) {
+            nb_fake_quant_row(act, nb_cpu_row(x, t), x.cols, row);
+        } else {
+            memcpy(row, nb_cpu_row(x, t), (size_t)x.cols * sizeof *row);
+        }
+        if (unit) scale_to_unit(k, row, x.cols);
     }
 }
 
-void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act)
+void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit)
 {
     assert(out.rows == x.cols && out.cols == x.cols);
     if (x.rows == 0 || x.cols == 0) return;
@@ -85,11 +106,12 @@ void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format
               .C = x.cols,
               .ldx = x.stride,
               .tiles = (x.cols + TILE - 1) / TILE};
-    if (act && nb_format_is_quantized(act)) {
+    if (act && !nb_format_is_quantized(act)) act = NULL;
+    if (act || unit) {
         size_t bytes = (size_t)(x.rows * x.cols) * sizeof(float);
         float *q = nb_cpu_scratch(be, NB_CPU_INPUT_F32, bytes);
         if (!q) return;
-        quantize(be, x, act, q);
+        prepare(be, x, act, unit, q);
         g.x = q;
         g.ldx = x.cols;
     }

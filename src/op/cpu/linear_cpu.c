@@ -16,8 +16,8 @@
 
 void nb_cpu_linear_free(nb_backend *be, nb_linear *l)
 {
-    NB_UNUSED(be);
     if (!l) return;
+    nb_cpu_lorc_free(be, l);
     free(l->bias);
     free(l);
 }
@@ -43,6 +43,11 @@ nb_status nb_cpu_linear_create(nb_backend *be, const nb_linear_desc *d, nb_linea
         }
         memcpy(l->bias, d->bias, bytes);
     }
+    nb_status st = nb_cpu_lorc_create(be, &d->lorc, l, err);
+    if (st != NB_OK) {
+        nb_cpu_linear_free(be, l);
+        return st;
+    }
     *out = l;
     return NB_OK;
 }
@@ -50,7 +55,7 @@ nb_status nb_cpu_linear_create(nb_backend *be, const nb_linear_desc *d, nb_linea
 size_t nb_cpu_linear_bytes(const nb_linear *l)
 {
     size_t bias = l->bias ? (size_t)l->w.n_out * sizeof *l->bias : 0;
-    return (size_t)nb_matrix_bytes(&l->w) + bias;
+    return (size_t)nb_matrix_bytes(&l->w) + bias + nb_cpu_lorc_bytes(l);
 }
 
 void nb_cpu_dequant_row(const nb_linear *w, int64_t n, float *out)
@@ -129,6 +134,7 @@ typedef struct few_job {
     const float *x; /* rounded to bf16 in that mode */
     int64_t ldx;
     const nb_linear *w;
+    const float *low; /* [T, rank] or NULL */
     bool add;
     const float *plain_f32; /* rows of w that need no decoding, or NULL */
     const uint16_t *plain_bf16;
@@ -150,6 +156,8 @@ static void dot_row(const few_job *j, int64_t n, float *tmp, uint16_t *half)
         const float *x = j->x + t * j->ldx;
         float y = w16 ? cpu->k.dot_bf16(w16, x, n_in) : cpu->k.dot_f32(w, x, n_in);
         if (j->w->bias) y += j->w->bias[n];
+        int64_t rank = j->w->rank;
+        if (j->low) y += cpu->k.dot_f32(j->w->low_a + n * rank, j->low + t * rank, rank);
         float *to = nb_cpu_row(j->out, t) + n;
         *to = j->add ? *to + y : y;
     }
@@ -176,12 +184,18 @@ void nb_cpu_linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
     if (out.rows == 0 || !prepare_input(be, x, &w->act, &o)) return;
     const float *f32 = o.f32 ? o.f32 : nb_cpu_row(x, 0);
     int64_t ldx = o.f32 ? x.cols : x.stride;
-    if (x.rows <= NB_CPU_FEW_ROWS) {
-        run_few(&(few_job){be, out, f32, ldx, w, add, nb_cpu_plain_rows(w, NB_F32),
+    bool few = x.rows <= NB_CPU_FEW_ROWS, narrow = o.bf16 && !few;
+    const void *operand = narrow ? (const void *)o.bf16 : f32;
+    if (narrow) ldx = x.cols;
+    const float *low = NULL;
+    if (w->rank > 0) {
+        low = nb_cpu_lorc_input(be, operand, ldx, x.rows, w);
+        if (!low) return;
+    }
+    if (few) {
+        run_few(&(few_job){be, out, f32, ldx, w, low, add, nb_cpu_plain_rows(w, NB_F32),
                            nb_cpu_plain_rows(w, NB_BF16)});
-    } else if (o.bf16) {
-        nb_cpu_product(be, out, o.bf16, x.cols, w, add);
     } else {
-        nb_cpu_product(be, out, f32, ldx, w, add);
+        nb_cpu_product(be, out, operand, ldx, w, low, add);
     }
 }

@@ -42,16 +42,26 @@ typedef struct job {
     const char *x; /* [T, ldx] operands of `size` bytes */
     int64_t ldx, size;
     const nb_linear *w;
+    const float *low; /* [T, rank] or NULL: meets w->low_a behind each tile */
     bool add;
     tiling m, n;
     const nb_gemm_op *op[2][2]; /* [last m][last n] */
-    char *scratch;              /* per thread: product scratch, then a decoded row */
+    const nb_gemm_op *low_op[2][2];
+    char *scratch; /* per thread: product scratch, then a decoded row */
     size_t gemm_bytes, thread_bytes;
 } job;
 
+static const nb_gemm_op *find_op(job *j, const nb_gemm_desc *d)
+{
+    const nb_gemm_op *op = nb_cpu_gemm(j->be, d);
+    size_t bytes = op ? nb_gemm_scratch(op) : 0;
+    j->gemm_bytes = bytes > j->gemm_bytes ? bytes : j->gemm_bytes;
+    return op;
+}
+
 static bool find_ops(job *j)
 {
-    j->gemm_bytes = 0;
+    int64_t rank = j->w->rank;
     for (int lm = 0; lm < 2; lm++) {
         for (int ln = 0; ln < 2; ln++) {
             nb_gemm_desc d = {.m = lm ? j->m.last : j->m.size,
@@ -63,11 +73,14 @@ static bool find_ops(job *j)
                               .bf16 = j->size == sizeof(uint16_t),
                               .b_rows = true,
                               .add = j->add || j->w->bias};
-            const nb_gemm_op *op = nb_cpu_gemm(j->be, &d);
-            if (!op) return false;
-            j->op[lm][ln] = op;
-            size_t bytes = nb_gemm_scratch(op);
-            j->gemm_bytes = bytes > j->gemm_bytes ? bytes : j->gemm_bytes;
+            j->op[lm][ln] = find_op(j, &d);
+            if (!j->op[lm][ln]) return false;
+            if (!j->low) continue;
+            d.k = d.lda = d.ldb = rank;
+            d.bf16 = false;
+            d.add = true;
+            j->low_op[lm][ln] = find_op(j, &d);
+            if (!j->low_op[lm][ln]) return false;
         }
     }
     return true;
@@ -109,9 +122,13 @@ static bool run_tile(const job *j, const char *panel, int64_t first, int64_t in,
 {
     int64_t m0 = im * j->m.size, n0 = in * j->n.size, k = j->w->w.n_in;
     bool last_m = im + 1 == j->m.count, last_n = in + 1 == j->n.count;
+    float *out = nb_cpu_row(j->out, m0) + n0;
     if (j->w->bias) put_bias(j, m0, tile_length(j->m, im), n0, tile_length(j->n, in));
-    return nb_gemm_run(j->op[last_m][last_n], j->x + m0 * j->ldx * j->size,
-                       panel + (n0 - first * j->n.size) * k * j->size, nb_cpu_row(j->out, m0) + n0,
+    bool ok = nb_gemm_run(j->op[last_m][last_n], j->x + m0 * j->ldx * j->size,
+                          panel + (n0 - first * j->n.size) * k * j->size, out, thread_scratch(j));
+    if (!j->low || !ok) return ok;
+    int64_t rank = j->w->rank;
+    return nb_gemm_run(j->low_op[last_m][last_n], j->low + m0 * rank, j->w->low_a + n0 * rank, out,
                        thread_scratch(j));
 }
 
@@ -138,10 +155,10 @@ static void run_panel(const job *j, char *decoded, const char *plain, int64_t be
 }
 
 void nb_cpu_product(nb_backend *be, nb_view out, const void *x, int64_t ldx, const nb_linear *w,
-                    bool add)
+                    const float *low, bool add)
 {
     bool bf16 = be->compute == NB_COMPUTE_BF16;
-    job j = {.be = be, .out = out, .x = x, .ldx = ldx, .w = w, .add = add};
+    job j = {.be = be, .out = out, .x = x, .ldx = ldx, .w = w, .low = low, .add = add};
     j.size = bf16 ? sizeof(uint16_t) : sizeof(float);
     j.m = cut(out.rows, M_TILE, 1);
     j.n = cut(out.cols, N_TILE, N_UNIT);

@@ -2,15 +2,18 @@
  *
  * Weights and act formats are fp32 on both; what is computed from them is REAL. With
  * NB_COMPUTE_BF16 the inputs of matrix products (x, weights, q, k, v) are rounded to bf16 first;
- * softmax weights, which another backend may round as well, stay REAL. */
+ * softmax weights, which another backend may round as well, stay REAL. Of the low-rank product
+ * (x b^T) a, what x meets is rounded: b. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <tgmath.h>
 
 #include "base/size.h"
+#include "format/dialect_codec.h"
 #include "format/half.h"
 #include "op/common.h"
+#include "op/kv_store.h"
 
 struct nb_buffer {
     REAL *data;
@@ -21,6 +24,8 @@ struct nb_linear {
     nb_matrix w;
     float *bias; /* [n_out] or NULL */
     nb_format act;
+    int64_t rank;
+    float *a, *b; /* [rank, n_out], [rank, n_in] where rank > 0 */
 };
 
 static nb_fault *fault(nb_backend *be) { return be->state; }
@@ -39,6 +44,8 @@ static REAL operand(const nb_backend *be, REAL x)
 
 #include "op/ref/attention_tmpl.h"
 
+#include "op/ref/kv_tmpl.h"
+
 #include "op/ref/loss_tmpl.h"
 #include "op/ref/pointwise_tmpl.h"
 
@@ -52,6 +59,11 @@ const nb_ops REF_OPS = {
     .upload = upload,
     .download = download,
     .copy = copy,
+    .kv_create = kv_create,
+    .kv_free = kv_free,
+    .kv_bytes = kv_bytes,
+    .kv_append = kv_append,
+    .kv_attention = kv_attention,
     .linear_create = linear_create,
     .linear_free = linear_free,
     .linear_bytes = linear_bytes,
