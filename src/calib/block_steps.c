@@ -91,7 +91,7 @@ static nb_status gather(runner *s, bool keep)
     nb_block_job *job = &s->job;
     NB_TRY(nb_ranges_create(&s->ranges, job->be, job->block, job->seqlen, s->err));
     if (s->needs & NB_NEED_HESSIAN) {
-        NB_TRY(nb_grams_create(&s->grams, job->be, job->block, NB_ALL_ROLES, true, s->err));
+        NB_TRY(nb_grams_create(&s->grams, job->be, job->block, NB_ALL_ROLES, false, s->err));
     }
     return nb_flow_observe(s->flow, job->block, keep, observe, s, job->tick, job->tick_user,
                            s->err);

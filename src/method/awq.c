@@ -5,7 +5,7 @@
  *
  * and of these the s with the least error of the consumers' outputs on the calibration text,
  *
- *   tr(E H E^T),   E = Q(W diag(s)) diag(s)^-1 - W,   H = X^T X
+ *   tr(E H E^T),   E = Q(W diag(s)) diag(s)^-1 - W,   H: X^T X as NB_NEED_HESSIAN has it
  *
  * for each pair on its own, with Q the format's own fit and rounding (nothing clipped). s = 1 is
  * the first candidate and ties keep the smaller r: no pair is made worse by this measure.

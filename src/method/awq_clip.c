@@ -1,7 +1,7 @@
 /* Clip: AWQ's search. Of each group the shrink ratio 1, 1 - 1/40, ..., 1/2 (both ends alike) with
  * the least error of the group's share of the output on the calibration text,
  *
- *   e_g H_gg e_g^T,   e_g = q(w_g) - w_g,   H_gg: X^T X of the group's inputs
+ *   e_g H_gg e_g^T,   e_g = q(w_g) - w_g,   H_gg: the group's part of H
  *
  * with q exactly what "nearest" stores. Ties keep the wider range, so nothing is clipped where it
  * does not help (formats whose scale hardly follows the range). A matrix without statistics

@@ -64,7 +64,7 @@ typedef struct nb_input_stats {
     const float *min, *max; /* [n] */
     const float *mean_abs;  /* [n] mean |x| */
     /* NB_NEED_HESSIAN of a step on the block, else NULL: [n, n], 2/n sum over n windows of x^T x,
-     * upper triangle. */
+     * each token scaled to a mean square of 1; upper triangle. */
     const float *hessian;
 } nb_input_stats;
 
