@@ -110,9 +110,10 @@ static void omni_run_block(omni_fixture *f, nb_view out, nb_view x, bool observe
 {
     nb_block *block;
     nb_workspace *ws;
-    int64_t kv = (int64_t)f->cfg.n_kv_heads * f->cfg.head_dim;
-    nb_kv cache = {omni_view(f, OMNI_T, kv), omni_view(f, OMNI_T, kv)};
+    nb_kv *cache;
     assert_int_equal(nb_block_create(f->be, &f->cfg, &f->block, &block, NULL), NB_OK);
+    nb_kv_desc d = nb_block_kv(block, OMNI_T);
+    assert_int_equal(f->be->ops->kv_create(f->be, &d, &cache, NULL), NB_OK);
     assert_int_equal(nb_workspace_create(f->be, &f->cfg, OMNI_T, &ws, NULL), NB_OK);
     if (observe) nb_workspace_observe(ws, omni_observe, f);
     f->be->ops->copy(f->be, out, x);
@@ -121,6 +122,7 @@ static void omni_run_block(omni_fixture *f, nb_view out, nb_view x, bool observe
     }
     assert_int_equal(f->be->ops->sync(f->be, NULL), NB_OK);
     nb_workspace_free(ws);
+    f->be->ops->kv_free(f->be, cache);
     nb_block_free(block);
 }
 
