@@ -79,13 +79,13 @@ void nb_cpu_dequant_row(const nb_linear *w, int64_t n, float *out);
 void nb_cpu_store(nb_backend *be, nb_view out, int64_t t, int64_t n, float y, const nb_linear *w,
                   const float *low, bool add);
 
-/* dialect_cpu.c: nb_fake_quant_row by kernels; linears of few rows on integers, low as above */
+/* dialect_cpu.c: nb_fake_quant_row by kernels; linears on integers, low as above */
 int64_t nb_cpu_fake_quant_row(const nb_kernels *k, const nb_format *f, const float *x, int64_t n,
                               float *out);
 int64_t nb_cpu_fake_quant_rows(const nb_kernels *k, const nb_format *f, const float *x, int64_t ld,
                                int64_t n_rows, int64_t n, float *out); /* out [n_rows, n] */
-void nb_cpu_dialect_few(nb_backend *be, nb_view out, nb_view x, const nb_linear *w,
-                        const float *low, bool add);
+void nb_cpu_dialect_linear(nb_backend *be, nb_view out, nb_view x, const nb_linear *w,
+                           const float *low, bool add);
 
 /* The rows of a weight that is stored as `dtype` and aligned for it; NULL: it must be decoded. */
 const void *nb_cpu_plain_rows(const nb_linear *w, nb_dtype dtype);

@@ -1,10 +1,10 @@
-/* Dialect blocks on the CPU: fake quantization of rows, and linears of few rows on integers.
+/* Dialect blocks on the CPU: fake quantization of rows, and linears on integers.
  *
  * Where weight and input are dialect formats of one block size, both become half units and
  * exponents; the product of two blocks is an integer, and only adding up blocks in fp32 rounds:
- * |error| <= blocks 2^-24 sum |products of blocks|, the same bits as the scalar reference. Many
- * rows take the product of decoded values in product_cpu.c, which are exact in fp32 and in bf16
- * (four significant bits), with the rounding of its own sums. */
+ * |error| <= blocks 2^-24 sum |products of blocks|, the same bits as the scalar reference for any
+ * number of rows. So a prompt at once gives what it gives token by token (spec: BlockDialect
+ * D16), which a product of decoded values, with sums in an order of its own, would not. */
 #include "base/size.h"
 #include "format/dialect.h"
 #include "op/cpu/backend_cpu.h"
@@ -52,48 +52,58 @@ typedef struct job {
 static void quantize_input(const job *j, nb_view x)
 {
     const nb_kernels *k = &nb_cpu_of(j->be)->k;
+    int64_t bad = 0;
+#pragma omp parallel for num_threads(j->be->threads) reduction(+ : bad) \
+    if (x.rows * x.cols > NB_CPU_PARALLEL_MIN)
     for (int64_t t = 0; t < x.rows; t++) {
         const float *from = nb_cpu_row(x, t);
         /* with `low` the input has been counted on the way to the low-rank factors */
-        if (!j->low) j->be->nonfinite += nb_count_nonfinite(from, x.cols);
+        if (!j->low) bad += nb_count_nonfinite(from, x.cols);
         k->dialect_quantize(&j->w->act, from, x.cols, j->half + t * x.cols,
                             j->exponent + t * j->blocks);
     }
+    j->be->nonfinite += bad;
 }
 
-/* y[t] for row n of w; half [n_in] and exponent [blocks] are scratch. */
-static void dot_row(const job *j, int64_t n, int8_t *half, uint8_t *exponent)
+/* y[t] for rows [begin, end) of w, decoded once; half [ROW_BLOCK, n_in], exponent [ROW_BLOCK,
+ * blocks]: scratch. A row of x meets all of them while it is in the first-level cache. */
+static void dot_rows(const job *j, int64_t begin, int64_t end, int8_t *half, uint8_t *exponent)
 {
     const nb_kernels *k = &nb_cpu_of(j->be)->k;
-    const uint8_t *plane[NB_MAX_PLANES] = {0};
     int64_t n_in = j->w->w.n_in;
-    nb_cpu_row_planes(j->w, n, plane);
-    k->dialect_decode(&j->w->w.format, plane, n_in, half, exponent);
+    for (int64_t n = begin; n < end; n++) {
+        const uint8_t *plane[NB_MAX_PLANES] = {0};
+        nb_cpu_row_planes(j->w, n, plane);
+        k->dialect_decode(&j->w->w.format, plane, n_in, half + (n - begin) * n_in,
+                          exponent + (n - begin) * j->blocks);
+    }
     for (int64_t t = 0; t < j->out.rows; t++) {
-        float y = k->dialect_dot(j->half + t * n_in, j->exponent + t * j->blocks, half, exponent,
-                                 n_in, j->w->w.format.group);
-        nb_cpu_store(j->be, j->out, t, n, y, j->w, j->low, j->add);
+        for (int64_t n = begin; n < end; n++) {
+            float y = k->dialect_dot(j->half + t * n_in, j->exponent + t * j->blocks,
+                                     half + (n - begin) * n_in, exponent + (n - begin) * j->blocks,
+                                     n_in, j->w->w.format.group);
+            nb_cpu_store(j->be, j->out, t, n, y, j->w, j->low, j->add);
+        }
     }
 }
 
-void nb_cpu_dialect_few(nb_backend *be, nb_view out, nb_view x, const nb_linear *w,
-                        const float *low, bool add)
+void nb_cpu_dialect_linear(nb_backend *be, nb_view out, nb_view x, const nb_linear *w,
+                           const float *low, bool add)
 {
     int64_t n_in = w->w.n_in, n_out = w->w.n_out;
     job j = {.be = be, .out = out, .w = w, .low = low, .add = add};
     j.blocks = nb_format_groups(&w->w.format, n_in);
     j.half = nb_cpu_scratch(be, NB_CPU_INTEGER, (size_t)(x.rows * (n_in + j.blocks)));
-    size_t bytes = nb_align_up((size_t)(n_in + j.blocks), 64);
+    size_t bytes = nb_align_up((size_t)(ROW_BLOCK * (n_in + j.blocks)), 64);
     char *scratch = nb_cpu_scratch(be, NB_CPU_THREAD, bytes * (size_t)be->threads);
     if (!j.half || !scratch) return;
     j.exponent = (uint8_t *)j.half + x.rows * n_in;
     quantize_input(&j, x);
-#pragma omp parallel for num_threads(be->threads) if (n_in * n_out > NB_CPU_PARALLEL_MIN)
+#pragma omp parallel for num_threads(be->threads)                                                  \
+    schedule(dynamic) if (n_in * n_out > NB_CPU_PARALLEL_MIN)
     for (int64_t block = 0; block < n_out; block += ROW_BLOCK) {
-        char *mine = scratch + bytes * (size_t)omp_get_thread_num();
-        int64_t end = nb_min_i64(block + ROW_BLOCK, n_out);
-        for (int64_t n = block; n < end; n++) {
-            dot_row(&j, n, (int8_t *)mine, (uint8_t *)mine + n_in);
-        }
+        int8_t *half = (int8_t *)scratch + bytes * (size_t)omp_get_thread_num();
+        dot_rows(&j, block, nb_min_i64(block + ROW_BLOCK, n_out), half,
+                 (uint8_t *)half + ROW_BLOCK * n_in);
     }
 }

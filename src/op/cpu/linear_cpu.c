@@ -197,10 +197,10 @@ void nb_cpu_linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
 {
     assert(out.rows == x.rows && x.cols == w->w.n_in && out.cols == w->w.n_out);
     bool few = x.rows <= NB_CPU_FEW_ROWS;
-    bool integer = few && nb_dialect_is_pair(&w->w.format, &w->act);
+    bool integer = nb_dialect_is_pair(&w->w.format, &w->act);
     if (out.rows == 0) return;
     if (integer && w->rank == 0) {
-        nb_cpu_dialect_few(be, out, x, w, NULL, add);
+        nb_cpu_dialect_linear(be, out, x, w, NULL, add);
         return;
     }
     operands o;
@@ -216,7 +216,7 @@ void nb_cpu_linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_line
         if (!low) return;
     }
     if (integer) {
-        nb_cpu_dialect_few(be, out, x, w, low, add);
+        nb_cpu_dialect_linear(be, out, x, w, low, add);
     } else if (few) {
         run_few(&(few_job){be, out, f32, ldx, w, low, add, nb_cpu_plain_rows(w, NB_F32),
                            nb_cpu_plain_rows(w, NB_BF16)});
