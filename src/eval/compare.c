@@ -141,6 +141,10 @@ nb_status nb_eval_compare(const nb_net *net, const nb_net *ref, const int32_t *t
                           nb_compare_result *out, nb_error *err)
 {
     *out = (nb_compare_result){0};
+    if (net->be->ops != ref->be->ops) {
+        return nb_fail(err, NB_EUSAGE, "compare: both models must be on one device, not %s and %s",
+                       net->be->ops->name, ref->be->ops->name);
+    }
     if (net->cfg.n_vocab != ref->cfg.n_vocab) {
         return nb_fail(err, NB_EUSAGE, "vocabularies differ: %d and %d tokens", net->cfg.n_vocab,
                        ref->cfg.n_vocab);

@@ -226,6 +226,11 @@ static void choose_pairs(const nb_block_job *job, nb_trainer_options *opt)
 /* Linears that share an input share its quantizer in training. */
 static nb_status check_acts(const nb_block_job *job, nb_error *err)
 {
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        if (job->acts[r].tile <= 1) continue;
+        return nb_fail(err, NB_EUSAGE, "step \"omniquant\": acts \"%s\": blocks of several tokens",
+                       job->acts[r].word);
+    }
     static const nb_role shared[][2] = {{NB_Q, NB_K}, {NB_Q, NB_V}, {NB_UP, NB_GATE}};
     for (size_t i = 0; i < NB_COUNT(shared); i++) {
         nb_role a = shared[i][0], b = shared[i][1];

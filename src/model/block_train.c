@@ -409,7 +409,8 @@ static void unattend_block(nb_block_train *b, const nb_train_params *p, nb_view 
     unmake_heads(b, p, NB_Q, b->raw_q, rows_of(b->q, R), dq, H, g);
     unmake_heads(b, p, NB_K, b->raw_k, rows_of(b->k, R), dk, K, g);
     unmake_heads(b, p, NB_V, (nb_view){0}, rows_of(b->v, R), dv, K, g);
-    if (b->cfg.post_norm || !g->norm_dot[NB_NORM_ATTN].buf) return;
+    bool wanted = g->norm_dot[NB_NORM_ATTN].buf || g->norm_bias[NB_NORM_ATTN].buf;
+    if (b->cfg.post_norm || !wanted) return;
     unproject(b, p, NB_Q, da, dq, false);
     unproject(b, p, NB_K, da, dk, true);
     unproject(b, p, NB_V, da, dv, true);

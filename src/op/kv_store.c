@@ -28,15 +28,14 @@ nb_status nb_kv_check(const nb_kv_desc *d, nb_error *err)
 {
     const struct {
         const nb_format *f;
-        unsigned use;
         const char *what;
-    } all[] = {{&d->formats.k, NB_FOR_KV, "keys"},
-               {&d->formats.v, NB_FOR_KV, "values"},
-               {&d->formats.q, NB_FOR_ACTS, "queries"},
-               {&d->formats.p, NB_FOR_ACTS, "softmax weights"}};
+    } all[] = {{&d->formats.k, "keys"},
+               {&d->formats.v, "values"},
+               {&d->formats.q, "queries"},
+               {&d->formats.p, "softmax weights"}};
     for (size_t i = 0; i < NB_COUNT(all); i++) {
         const nb_format *f = all[i].f;
-        if (!f->family || f->family->uses(f) & all[i].use) continue;
+        if (!f->family || f->family->uses(f) & NB_FOR_KV) continue;
         return nb_fail(err, NB_EUSAGE, "format \"%s\": not one for %s", f->word, all[i].what);
     }
     return NB_OK;
@@ -132,23 +131,28 @@ static nb_status grow(nb_kv_store *s, int64_t need, nb_error *err)
     return st;
 }
 
-/* Room for fp16 values of positions [first, end); those that were there stay. */
-static nb_status hold_recent(nb_kv_store *s, int64_t first, int64_t end, nb_error *err)
+static nb_status resize_recent(nb_kv_store *s, int64_t rows, nb_error *err)
 {
-    if (!s->block) return NB_OK;
-    if (first > s->recent_pos && s->recent) {
-        int64_t gone = nb_min_i64(first - s->recent_pos, s->recent_rows);
-        memmove(s->recent, s->recent + gone * width(s),
-                (size_t)((s->recent_rows - gone) * width(s)) * sizeof *s->recent);
-    }
-    s->recent_pos = first;
-    int64_t rows = nb_max_i64(s->block, end - first);
-    if (rows == s->recent_rows) return NB_OK;
     void *p = s->recent;
     NB_TRY(resize(&p, rows * width(s), sizeof *s->recent, err));
     s->recent = p;
     s->recent_rows = rows;
     return NB_OK;
+}
+
+/* Room for fp16 values of positions [first, end); those that were there stay. */
+static nb_status hold_recent(nb_kv_store *s, int64_t first, int64_t end, nb_error *err)
+{
+    if (!s->block) return NB_OK;
+    int64_t rows = nb_max_i64(s->block, end - first), kept = s->recent_rows;
+    if (rows > kept) NB_TRY(resize_recent(s, rows, err));
+    if (first > s->recent_pos && kept > 0) {
+        int64_t gone = nb_min_i64(first - s->recent_pos, kept);
+        memmove(s->recent, s->recent + gone * width(s),
+                (size_t)((kept - gone) * width(s)) * sizeof *s->recent);
+    }
+    s->recent_pos = first;
+    return rows < kept ? resize_recent(s, rows, err) : NB_OK;
 }
 
 nb_status nb_kv_store_begin(nb_kv_store *s, int64_t pos0, int64_t T, int64_t *first,

@@ -202,11 +202,12 @@ static void add_values(const job *j, float *o, const float *p, const float *v, i
 /* What all rows of the tile take from the block of keys at `key`. */
 static void add_block(const job *j, const tile *t, int64_t head, int64_t key, int64_t t0, int64_t n)
 {
-    int64_t D = j->a->head_dim, at = key - j->key0;
+    int64_t D = j->a->head_dim;
     for (int64_t r = 0; r < j->group * n; r++) {
         nb_kv_sight w = nb_kv_sight_of(j->s, j->a->pos0 + t0 + r % n, j->a->window);
         int64_t end = nb_min_i64(key + j->key_block, nb_min_i64(w.end, w.split));
-        add_values(j, t->o + r * D, t->s + r * j->n_keys + at, values_of(j, head) + at * D, key,
+        int64_t begin = nb_max_i64(key, w.begin), at = begin - j->key0; /* 0 * Inf is NaN */
+        add_values(j, t->o + r * D, t->s + r * j->n_keys + at, values_of(j, head) + at * D, begin,
                    end);
     }
 }
@@ -276,6 +277,7 @@ static int64_t choose_tokens(const job *j)
 void nb_cpu_attention_records(nb_backend *be, nb_view out, nb_view q, const nb_kv_store *s,
                               const nb_attention *a)
 {
+    if (q.rows == 0) return;
     job j = {.be = be, .out = out, .q = q, .s = s, .a = a, .group = a->n_heads / a->n_kv_heads};
     const nb_attn_formats *f = &s->d.formats;
     int64_t D = a->head_dim, recent = s->block ? s->length - s->recent_pos : 0;

@@ -72,7 +72,7 @@ static void append_plain(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_
         nb_fault_set(fault, NB_ERESOURCE, "KV cache: %lld positions, capacity %lld", (long long)end,
                      (long long)kv->d.capacity);
     } else if (!grow_plain(kv, end)) {
-        nb_fault_set_memory(fault, "KV cache", nb_cpu_kv_bytes(kv));
+        nb_fault_set_memory(fault, "KV cache", (size_t)(2 * end * width(kv)) * sizeof(float));
     } else {
         be->ops->copy(be, nb_view_rows(plain_rows(kv, &kv->k, end), pos0, k.rows), k);
         be->ops->copy(be, nb_view_rows(plain_rows(kv, &kv->v, end), pos0, v.rows), v);
@@ -131,7 +131,7 @@ void nb_cpu_kv_attention(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, cons
         if (end > kv->rows) return; /* the append has failed */
         nb_cpu_attention_forward(be, out, q, plain_rows(kv, &kv->k, end),
                                  plain_rows(kv, &kv->v, end), a);
-    } else if (end == kv->store->length) {
+    } else if (end == kv->store->length && nb_cpu_of(be)->fault.first.status == NB_OK) {
         nb_cpu_attention_records(be, out, q, kv->store, a);
         nb_kv_store_end(kv->store);
     }

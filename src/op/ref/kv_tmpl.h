@@ -307,7 +307,7 @@ static void kv_attention(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, cons
     if (!kv->store) {
         if (end > kv->rows) return; /* the append has failed */
         attention_forward(be, out, q, plain_rows(&kv->k, kv, end), plain_rows(&kv->v, kv, end), a);
-    } else if (end == kv->store->length) {
+    } else if (end == kv->store->length && fault(be)->first.status == NB_OK) {
         attention_quantized(be, out, q, kv, a);
         nb_kv_store_end(kv->store);
     }

@@ -116,7 +116,8 @@ static void quant_forward(nb_backend *be, nb_view out, nb_view x, const nb_forma
     if (!open_row(be, &r, fmt, x.cols)) return;
     for (int64_t t = 0; t < x.rows; t++) {
         for (int64_t c = 0; c < x.cols; c++) r.w[c] = (float)row(x, t)[c];
-        be->nonfinite += nb_fake_quant_row(fmt, r.w, x.cols, r.back);
+        if (!nb_all_finite(r.w, x.cols)) continue; /* copied above */
+        nb_fake_quant_row(fmt, r.w, x.cols, r.back);
         for (int64_t c = 0; c < x.cols; c++) row(out, t)[c] = r.back[c];
     }
     close_row(&r);
