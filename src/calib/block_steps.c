@@ -211,6 +211,16 @@ nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_b
     return st;
 }
 
+/* Simulated weights, gradients and the backend's own copies; what a batch keeps for its backward
+ * (spec: OmniQuant 7.2); the source block's output on the stored states, which some steps want. */
+static int64_t training_bytes(const nb_recipe *recipe, const nb_config *cfg, int64_t weights)
+{
+    int64_t C = cfg->n_embd, F = cfg->n_ffn, Q = (int64_t)cfg->n_heads * cfg->head_dim;
+    int64_t rows = nb_min_i64(recipe->batch, recipe->samples) * (int64_t)recipe->seqlen;
+    int64_t states = (int64_t)recipe->samples * recipe->seqlen * C;
+    return 4 * (3 * weights + rows * (8 * C + 8 * Q + 6 * F) + states);
+}
+
 int64_t nb_block_steps_bytes(const nb_recipe *recipe, const nb_config *cfg, int64_t weights)
 {
     unsigned needs = nb_recipe_block_needs(recipe);
@@ -218,7 +228,6 @@ int64_t nb_block_steps_bytes(const nb_recipe *recipe, const nb_config *cfg, int6
     int64_t bytes = 4 * weights;
     if (needs & NEED_STATS) bytes += nb_ranges_bytes(cfg, recipe->seqlen);
     if (needs & NB_NEED_HESSIAN) bytes += nb_grams_bytes(cfg);
-    /* what is trained: simulated weights, gradients, and the backend's own copies */
-    if (needs & NB_NEED_STATES) bytes += 3 * 4 * weights;
+    if (needs & NB_NEED_STATES) bytes += training_bytes(recipe, cfg, weights);
     return bytes;
 }

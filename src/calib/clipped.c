@@ -1,19 +1,24 @@
 #include "calib/clipped.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
-/* Where the outermost codes end; false: a group of zeros. */
+/* Where the outermost codes end; false: a group of zeros. There may be codes that nobody writes:
+ * the outermost are those that very large values get. */
 static bool grid_ends(const nb_format *f, const nb_qparam *p, float *least, float *greatest)
 {
     uint8_t codes[256] = {0};
+    float end[2] = {-FLT_MAX, FLT_MAX};
+    f->family->encode(f, p, end, 2, codes);
+    f->family->decode(f, p, codes, 2, end);
     float value[256], lo[2] = {HUGE_VALF, HUGE_VALF}, hi[2] = {-HUGE_VALF, -HUGE_VALF};
     int n_codes = 1 << f->bits;
     for (int i = 0; i < n_codes; i++) codes[i] = (uint8_t)i;
     f->family->decode(f, p, codes, n_codes, value);
     for (int i = 0; i < n_codes; i++) { /* the two least and the two greatest */
         float v = value[i];
-        if (!isfinite(v)) continue;
+        if (!(v >= end[0] && v <= end[1])) continue;
         if (v < lo[0]) lo[1] = lo[0], lo[0] = v;
         if (v > lo[0] && v < lo[1]) lo[1] = v;
         if (v > hi[0]) hi[1] = hi[0], hi[0] = v;

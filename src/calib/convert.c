@@ -213,9 +213,9 @@ static nb_status quantize_rows(const nb_convert *c, const char *name, float *w,
         job.clip_hi[i] = c->clip_hi ? c->clip_hi[at + i] : 1;
     }
     NB_TRY(nb_job_run(&job, c->recipe->steps, c->recipe->n_steps, err));
-    info->loss = job.loss;
-    info->driven = job.clipped;
-    memcpy(info->note, job.note, sizeof info->note);
+    if (job.loss >= 0) info->loss = fmax(info->loss, 0) + job.loss;
+    if (job.clipped >= 0) info->driven = nb_max_i64(info->driven, 0) + job.clipped;
+    if (!*info->note) memcpy(info->note, job.note, sizeof info->note);
     return NB_OK;
 }
 

@@ -188,18 +188,25 @@ static nb_status open_source(nb_calib *c, nb_error *err)
  * states play a part, so does the arithmetic that they are computed in. */
 static nb_status make_fingerprint(const nb_calib *c, json_t **out, nb_error *err)
 {
-    char source[NB_HASH_CHARS], recipe[NB_HASH_CHARS];
+    char source[NB_HASH_CHARS], config[NB_HASH_CHARS], recipe[NB_HASH_CHARS];
+    char tokens[NB_HASH_CHARS], *text;
     const nb_options *run = &c->opt->run;
+    const nb_samples *s = &c->samples;
     NB_TRY(nb_checkpoint_hash(nb_source_checkpoint(c->source), source, err));
+    NB_TRY(nb_source_config_json(c->source, &text, err));
+    nb_hash(config, text, strlen(text));
+    free(text);
     nb_hash(recipe, c->recipe_text, strlen(c->recipe_text));
-    bool calibrated = c->samples.n > 0;
-    *out = json_pack("{s:s,s:i,s:s,s:s,s:s?,s:s?,s:s?}", "version", nb_version(), "format_version",
-                     1, "source", source, "recipe", recipe, "calibration",
-                     calibrated ? c->samples.hash : NULL, "device",
-                     calibrated ? (run->device ? run->device : "cpu") : NULL, "compute",
-                     !calibrated                       ? NULL
-                     : run->compute == NB_COMPUTE_BF16 ? "bf16"
-                                                       : "f32");
+    bool calibrated = s->n > 0;
+    if (calibrated) nb_hash(tokens, s->ids, (size_t)s->n * (size_t)s->seqlen * sizeof *s->ids);
+    *out =
+        json_pack("{s:s,s:i,s:s,s:s,s:s,s:s?,s:s?,s:s?,s:s?}", "version", nb_version(),
+                  "format_version", 1, "source", source, "config", config, "recipe", recipe,
+                  "calibration", calibrated ? s->hash : NULL, "tokens", calibrated ? tokens : NULL,
+                  "device", calibrated ? (run->device ? run->device : "cpu") : NULL, "compute",
+                  !calibrated                       ? NULL
+                  : run->compute == NB_COMPUTE_BF16 ? "bf16"
+                                                    : "f32");
     return *out ? NB_OK : nb_fail_memory(err, "fingerprint", 0);
 }
 

@@ -58,7 +58,8 @@ static nb_status set_option(nb_step *s, char *text, nb_error *err)
     return NB_OK;
 }
 
-static void print_word(nb_step *s)
+/* False: it does not fit. */
+static bool print_word(nb_step *s)
 {
     const nb_step_option *o = s->method->options;
     size_t used = strlen(s->method->name);
@@ -68,11 +69,12 @@ static void print_word(nb_step *s)
         char piece[NB_STEP_WORD];
         int n = o[i].kind == NB_OPTION_FLAG
                     ? snprintf(piece, sizeof piece, ":%s", o[i].name)
-                    : snprintf(piece, sizeof piece, ":%s=%.9g", o[i].name, s->option[i]);
-        if (n < 0 || used + (size_t)n >= sizeof s->word) return;
+                    : snprintf(piece, sizeof piece, ":%s=%.15g", o[i].name, s->option[i]);
+        if (n < 0 || used + (size_t)n >= sizeof s->word) return false;
         memcpy(s->word + used, piece, (size_t)n + 1);
         used += (size_t)n;
     }
+    return true;
 }
 
 nb_status nb_step_parse(nb_step *out, const char *word, nb_error *err)
@@ -95,7 +97,9 @@ nb_status nb_step_parse(nb_step *out, const char *word, nb_error *err)
         if (rest) *rest++ = 0;
         NB_TRY(set_option(&s, one, err));
     }
-    print_word(&s);
+    if (!print_word(&s)) {
+        return nb_fail(err, NB_EUSAGE, "method step \"%.40s...\": too long", word);
+    }
     *out = s;
     return NB_OK;
 }

@@ -19,7 +19,8 @@ static nb_status read_modules(nb_source *s, const json_t *q, nb_error *err)
     json_object_foreach (modules, name, v) {
         nb_format f;
         const char *word = json_string_value(v);
-        if (!word || nb_format_parse(&f, word, NULL) != NB_OK || !nb_format_is_quantized(&f)) {
+        if (!word || nb_format_parse(&f, word, NULL) != NB_OK || !nb_format_is_quantized(&f) ||
+            !(f.family->uses(&f) & NB_FOR_WEIGHTS)) {
             return nb_fail(err, NB_EINPUT,
                            "quantization_config.modules[\"%.100s\"]: \"%.40s\" is no "
                            "format of weights",
@@ -30,8 +31,9 @@ static nb_status read_modules(nb_source *s, const json_t *q, nb_error *err)
     return NB_OK;
 }
 
-/* Format word of an online quantizer; absent: *out stays. */
-static nb_status read_online(const json_t *q, const char *key, nb_format *out, nb_error *err)
+/* Format word of an online quantizer, use: NB_FOR_...; absent: *out stays. */
+static nb_status read_online(const json_t *q, const char *key, unsigned use, nb_format *out,
+                             nb_error *err)
 {
     const json_t *v = json_object_get(q, key);
     const char *word = json_string_value(v);
@@ -40,7 +42,12 @@ static nb_status read_online(const json_t *q, const char *key, nb_format *out, n
         return nb_fail(err, NB_EINPUT, "quantization_config.%s: \"%.40s\" is no format", key,
                        word ? word : "");
     }
-    if (!nb_format_is_quantized(out)) out->family = NULL;
+    if (!nb_format_is_quantized(out)) {
+        out->family = NULL;
+    } else if (!(out->family->uses(out) & use)) {
+        return nb_fail(err, NB_EINPUT, "quantization_config.%s: \"%s\" is no format for this", key,
+                       out->word);
+    }
     return NB_OK;
 }
 
@@ -55,7 +62,7 @@ static nb_status read_act_modules(nb_source *s, const json_t *q, nb_error *err)
     json_t *v;
     json_object_foreach (modules, name, v) {
         nb_format f;
-        nb_status st = read_online(modules, name, &f, err);
+        nb_status st = read_online(modules, name, NB_FOR_ACTS, &f, err);
         if (st != NB_OK) return nb_wrap(err, st, "quantization_config.act_modules");
     }
     s->act_modules = json_incref(modules);
@@ -64,11 +71,11 @@ static nb_status read_act_modules(nb_source *s, const json_t *q, nb_error *err)
 
 static nb_status read_attn(nb_source *s, const json_t *q, nb_error *err)
 {
-    NB_TRY(read_online(q, "kv", &s->attn.v, err));
+    NB_TRY(read_online(q, "kv", NB_FOR_KV, &s->attn.v, err));
     s->attn.k = s->attn.v;
-    NB_TRY(read_online(q, "keys", &s->attn.k, err));
-    NB_TRY(read_online(q, "query", &s->attn.q, err));
-    return read_online(q, "probs", &s->attn.p, err);
+    NB_TRY(read_online(q, "keys", NB_FOR_KV, &s->attn.k, err));
+    NB_TRY(read_online(q, "query", NB_FOR_KV, &s->attn.q, err));
+    return read_online(q, "probs", NB_FOR_KV, &s->attn.p, err);
 }
 
 /* The list as a set. */
@@ -137,7 +144,7 @@ static nb_status read_quantization(nb_source *s, const json_t *q, nb_error *err)
     if (json_is_string(recipe)) s->recipe = json_incref(recipe);
     json_t *bytes = json_object_get(q, "source_bytes");
     if (json_is_integer(bytes)) s->source_bytes = json_integer_value(bytes);
-    NB_TRY(read_online(q, "acts", &s->act, err));
+    NB_TRY(read_online(q, "acts", NB_FOR_ACTS, &s->act, err));
     NB_TRY(read_act_modules(s, q, err));
     NB_TRY(read_attn(s, q, err));
     NB_TRY(read_biases(s, q, err));
@@ -152,7 +159,12 @@ static nb_status read_config(nb_source *s, nb_error *err)
     if (!text || nb_checkpoint_container(s->ckpt) == NB_GGUF) return NB_OK;
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL);
     json_t *q = json_object_get(root, "quantization_config");
-    nb_status st = json_is_object(q) ? read_quantization(s, q, err) : NB_OK;
+    nb_status st = NB_OK;
+    if (json_is_object(q)) {
+        st = read_quantization(s, q, err);
+    } else if (q && !json_is_null(q)) {
+        st = nb_fail(err, NB_EINPUT, "quantization_config: expected an object");
+    }
     json_decref(root);
     return st == NB_OK ? st : nb_wrap(err, st, "%s/config.json", nb_checkpoint_dir(s->ckpt));
 }

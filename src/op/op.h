@@ -109,8 +109,9 @@ typedef struct nb_ops {
     /* k (after RoPE) and v [T, K*D] of positions pos0 ..: 0 begins a new sequence, otherwise as
      * many as there are. Each value is quantized once. NB_ERESOURCE beyond the capacity. */
     void (*kv_append)(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_t pos0);
-    /* attention_forward over what was appended; q are the queries of the last append's rows; once per append. With a
-     * format of its own, each operand is quantized first; then everything is in fp32. */
+    /* attention_forward over what was appended; q are the queries of the last append's rows; once
+     * per append. With a format of its own, each operand is quantized first; then everything is in
+     * fp32. */
     void (*kv_attention)(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, const nb_attention *a);
 
     /* -- linears -- */
