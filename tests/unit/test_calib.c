@@ -18,25 +18,15 @@
 
 static char root[64]; /* all files of this test */
 
-static const char *in_root(const char *name)
-{
-    static char path[4][160];
-    static int i;
-    i = (i + 1) % 4;
-    snprintf(path[i], sizeof path[i], "%s/%s", root, name);
-    return path[i];
-}
+static const char *in_root(const char *name) { return tiny_path(root, name); }
 
 static int make_root(void **state)
 {
     NB_UNUSED(state);
     snprintf(root, sizeof root, "/tmp/nibble-calib-XXXXXX");
     if (!mkdtemp(root)) return -1;
-    char text[4000];
-    for (size_t i = 0; i < sizeof text - 1; i++) text[i] = (char)(' ' + i * i % 90);
-    text[sizeof text - 1] = 0;
     bool ok = tiny_model_write(in_root("model"), 1, NULL) &&
-              tiny_model_write(in_root("other"), 2, NULL) && tiny_write(root, "text.txt", text) &&
+              tiny_model_write(in_root("other"), 2, NULL) && tiny_write_text(root, "text.txt") &&
               tiny_write(root, "more.txt", "another text\n");
     return ok ? 0 : -1;
 }

@@ -435,25 +435,15 @@ static void test_not_finite(void **state)
 
 static char root[64];
 
-static const char *in_root(const char *name)
-{
-    static char path[4][160];
-    static int i;
-    i = (i + 1) % 4;
-    snprintf(path[i], sizeof path[i], "%s/%s", root, name);
-    return path[i];
-}
+static const char *in_root(const char *name) { return tiny_path(root, name); }
 
 static int make_root(void **state)
 {
     NB_UNUSED(state);
     snprintf(root, sizeof root, "/tmp/nibble-lorc-XXXXXX");
     if (!mkdtemp(root)) return -1;
-    char text[4000];
-    for (size_t i = 0; i < sizeof text - 1; i++) text[i] = (char)(' ' + i * i % 90);
-    text[sizeof text - 1] = 0;
-    return tiny_model_write(in_root("model"), 1, NULL) && tiny_write(root, "text.txt", text) ? 0
-                                                                                             : -1;
+    return tiny_model_write(in_root("model"), 1, NULL) && tiny_write_text(root, "text.txt") ? 0
+                                                                                            : -1;
 }
 
 static int remove_root(void **state)

@@ -81,6 +81,25 @@ static bool tiny_write(const char *dir, const char *name, const char *text)
     return ok;
 }
 
+/* root/name; valid for four calls. */
+static inline const char *tiny_path(const char *root, const char *name)
+{
+    static char path[4][160];
+    static int i;
+    i = (i + 1) % 4;
+    snprintf(path[i], sizeof path[i], "%s/%s", root, name);
+    return path[i];
+}
+
+/* 3999 characters to calibrate on. */
+static inline bool tiny_write_text(const char *dir, const char *name)
+{
+    char text[4000];
+    for (size_t i = 0; i < sizeof text - 1; i++) text[i] = (char)(' ' + i * i % 90);
+    text[sizeof text - 1] = 0;
+    return tiny_write(dir, name, text);
+}
+
 /* Byte-level BPE without merges: GPT-2's alphabet, one token per byte. */
 static bool tiny_write_tokenizer(const char *dir)
 {

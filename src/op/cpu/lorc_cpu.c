@@ -1,6 +1,7 @@
 /* Low-rank corrections: out += (x B^T) A as two thin products behind the main one.
  *
- * x B^T is made first, by the same kernels and of the same operands as the main product. A then
+ * x B^T is made first, of the same operands as the main product, by dot products for few rows and
+ * by oneDNN for many: the order of its sums is that of other linears, not of dialects'. A then
  * meets each tile (or dot product) of the output while it is at hand: linear_cpu.c, product_cpu.c.
  * Both factors are expanded once, B to the operand type, A to fp32 with one row per output. */
 #include <stdlib.h>
