@@ -142,7 +142,7 @@ NB_API nb_status nb_perplexity(nb_model *m, const int32_t *tokens, size_t n_toke
                                const nb_eval_options *opt, nb_perplexity_result *out,
                                nb_error *err);
 
-/* Both models see the same windows; KL(reference || model) in nats per token. */
+/* All models see the same windows; KL(reference || model) in nats per token. */
 typedef struct nb_compare_result {
     double kl_mean, kl_mean_error, kl_p99, kl_p99_error, kl_max, kl_median;
     double top1_agreement, top1_agreement_error;
@@ -153,9 +153,11 @@ typedef struct nb_compare_result {
     int64_t nonfinite_activations; /* of the model that is measured */
 } nb_compare_result;
 
-NB_API nb_status nb_compare(nb_model *m, nb_model *reference, const int32_t *tokens,
-                            size_t n_tokens, const nb_eval_options *opt, nb_compare_result *out,
-                            nb_error *err);
+/* out [n_models], at least one. The reference runs once for all of them. Progress goes to the first
+ * model's callback; `seconds` is of the whole. */
+NB_API nb_status nb_compare(nb_model *const *models, size_t n_models, nb_model *reference,
+                            const int32_t *tokens, size_t n_tokens, const nb_eval_options *opt,
+                            nb_compare_result *out, nb_error *err);
 
 /* Logits of one sequence: out is [n_tokens, n_vocab] fp32 row-major, caller's memory. */
 NB_API nb_status nb_logits(nb_model *m, const int32_t *tokens, size_t n_tokens, float *out,
