@@ -370,6 +370,7 @@ static void test_calib_acts(void **state)
         const char *recipe;
         bool exact;
     } cases[] = {{"", true},
+                 {"rope: interleaved\n", true},
                  {"linears: {up: {acts: int4:token}}\n", false},
                  {"linears: {up: {acts: int4:token}}\ncalib_acts: fp\n", true},
                  {"kv: int4:token\n", false},
