@@ -13,6 +13,8 @@ static const cli_option options[] = {
     {"weights", 0, CLI_STRING, Q(weights), 0, "FORMAT", "of weights: int4:g128, mxfp4, ..."},
     {"acts", 0, CLI_STRING, Q(acts), 0, "FORMAT", "of activations"},
     {"kv", 0, CLI_STRING, Q(kv), 0, "FORMAT", "of the KV cache"},
+    {"rope", 0, CLI_STRING, Q(rope), 0, "half|interleaved",
+     "order of channels in the heads of q and k (the model's own)"},
     {"method", 0, CLI_STRING, Q(method), 0, "STEPS", "comma-separated: minmax,gptq"},
     {"calib", 0, CLI_LIST, AT(calib), 0, "FILE", "UTF-8 calibration text; repeatable"},
     {"samples", 0, CLI_INT, Q(samples), 1, "N", "calibration windows"},

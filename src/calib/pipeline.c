@@ -179,6 +179,9 @@ static nb_status open_source(nb_calib *c, nb_error *err)
         return nb_fail(err, NB_EUSAGE, "%s: is quantized already; start from the original",
                        c->opt->model);
     }
+    if (c->recipe.rope != NB_ORDER_OWN) {
+        NB_TRY(nb_source_set_rope(c->source, c->recipe.rope == NB_ORDER_INTERLEAVED, err));
+    }
     NB_TRY(fit_seqlen(c, err));
     return nb_plan_make(&c->plan, c->source, &c->recipe, c->opt->n_calib > 0, c->arena, err);
 }

@@ -15,7 +15,7 @@ enum { OMNI_T = 6, OMNI_WINDOWS = 3, OMNI_R = OMNI_T * OMNI_WINDOWS };
 typedef struct omni_variant {
     const char *family;
     int embd, heads, kv_heads, head_dim, ffn;
-    bool bias, post_norm;
+    bool bias, post_norm, interleaved;
     const char *weights, *acts, *heads_format; /* words, or NULL */
 } omni_variant;
 
@@ -160,6 +160,7 @@ static nb_config omni_config(const omni_variant *v)
                        .n_ctx = 32,
                        .norm_eps = 1e-5f,
                        .act = family->linear[NB_GATE] ? NB_ACT_SILU : NB_ACT_RELU,
+                       .rope_interleaved = v->interleaved,
                        .rope_theta = 100,
                        .post_norm = v->post_norm,
                        .norm_affine = true};

@@ -370,6 +370,7 @@ static void test_calib_acts(void **state)
         const char *recipe;
         bool exact;
     } cases[] = {{"", true},
+                 {"rope: interleaved\n", true},
                  {"linears: {up: {acts: int4:token}}\n", false},
                  {"linears: {up: {acts: int4:token}}\ncalib_acts: fp\n", true},
                  {"kv: int4:token\n", false},
@@ -694,11 +695,13 @@ static void add_formats(nb_strbuf *b, const nb_host_block *block)
     }
 }
 
-/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention: Q K V P. */
-static bool dump_formats(const char *dir, nb_strbuf *b, const nb_attn_formats *a)
+/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention: Q K V P, and the order of rotary pairs. */
+static bool dump_formats(const char *dir, nb_strbuf *b, const nb_source *s)
 {
-    nb_strbuf_printf(b, "%s %s %s %s\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
-                     word_of(&a->p));
+    const nb_attn_formats *a = nb_source_attn(s);
+    nb_strbuf_printf(b, "%s %s %s %s %s\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
+                     word_of(&a->p),
+                     nb_source_config(s)->rope_interleaved ? "interleaved" : "half");
     return tiny_write(dir, "formats", b->data);
 }
 
@@ -731,7 +734,7 @@ static int dump_model(const char *model, const char *dir)
         }
         if (ok) add_formats(&formats, &b);
     }
-    ok = ok && dump_formats(dir, &formats, nb_source_attn(s));
+    ok = ok && dump_formats(dir, &formats, s);
     nb_strbuf_fini(&formats);
     nb_source_close(s);
     nb_arena_free(arena);

@@ -14,15 +14,19 @@
 enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA };
 
 static const omni_variant variants[] = {
-    {"llama", 12, 4, 2, 4, 20, false, false, "int3:row", "int4:token:asym", "int4:token:asym"},
-    {"llama", 12, 3, 1, 4, 20, false, false, "int2:g8", NULL, NULL},
-    {"qwen2", 12, 4, 2, 4, 16, true, false, "int4:g8", "int6:token:asym", "int6:token:asym"},
-    {"qwen3", 12, 4, 2, 6, 20, false, false, "int4:row", "int6:token:asym", "int4:token:asym"},
-    {"opt", 12, 3, 3, 4, 20, true, false, "int3:g8", "int4:token:asym", "int6:token:asym"},
-    {"opt", 12, 3, 3, 4, 20, true, false, "int4:row", "int6:token:asym", NULL},
-    {"llama", 12, 4, 2, 4, 20, false, false, NULL, "int3:token:asym", "int4:token:asym"},
-    {"qwen3", 12, 4, 2, 6, 20, false, false, NULL, "int4:token:asym", "int3:token:asym"},
-    {"opt", 12, 3, 3, 4, 20, true, false, NULL, "int4:token:asym", "int3:token:asym"},
+    {"llama", 12, 4, 2, 4, 20, false, false, false, "int3:row", "int4:token:asym",
+     "int4:token:asym"},
+    {"llama", 12, 3, 1, 4, 20, false, false, false, "int2:g8", NULL, NULL},
+    {"llama", 12, 4, 2, 6, 16, true, false, true, "int4:g8", "int6:token:asym", "int6:token:asym"},
+    {"qwen3", 12, 4, 2, 6, 20, false, false, true, NULL, "int6:token:asym", "int4:token:asym"},
+    {"qwen2", 12, 4, 2, 4, 16, true, false, false, "int4:g8", "int6:token:asym", "int6:token:asym"},
+    {"qwen3", 12, 4, 2, 6, 20, false, false, false, "int4:row", "int6:token:asym",
+     "int4:token:asym"},
+    {"opt", 12, 3, 3, 4, 20, true, false, false, "int3:g8", "int4:token:asym", "int6:token:asym"},
+    {"opt", 12, 3, 3, 4, 20, true, false, false, "int4:row", "int6:token:asym", NULL},
+    {"llama", 12, 4, 2, 4, 20, false, false, false, NULL, "int3:token:asym", "int4:token:asym"},
+    {"qwen3", 12, 4, 2, 6, 20, false, false, false, NULL, "int4:token:asym", "int3:token:asym"},
+    {"opt", 12, 3, 3, 4, 20, true, false, false, NULL, "int4:token:asym", "int3:token:asym"},
 };
 
 static nb_trainer_options all_options(const omni_fixture *f)
@@ -191,11 +195,13 @@ static void test_equivalence(void **state)
 {
     NB_UNUSED(state);
     static const omni_variant plain[] = {
-        {"llama", 12, 4, 2, 4, 20, false, false, NULL, NULL, NULL},
-        {"qwen2", 12, 4, 4, 4, 20, true, false, NULL, NULL, NULL},
-        {"qwen3", 12, 4, 2, 6, 20, false, false, NULL, NULL, NULL},
-        {"opt", 12, 3, 3, 4, 20, true, false, NULL, NULL, NULL},
-        {"opt", 12, 3, 3, 4, 20, true, true, NULL, NULL, NULL},
+        {"llama", 12, 4, 2, 4, 20, false, false, false, NULL, NULL, NULL},
+        {"llama", 12, 4, 2, 4, 20, true, false, true, NULL, NULL, NULL},
+        {"qwen3", 12, 4, 2, 6, 20, false, false, true, NULL, NULL, NULL},
+        {"qwen2", 12, 4, 4, 4, 20, true, false, false, NULL, NULL, NULL},
+        {"qwen3", 12, 4, 2, 6, 20, false, false, false, NULL, NULL, NULL},
+        {"opt", 12, 3, 3, 4, 20, true, false, false, NULL, NULL, NULL},
+        {"opt", 12, 3, 3, 4, 20, true, true, false, NULL, NULL, NULL},
     };
     for (size_t i = 0; i < NB_COUNT(plain); i++) {
         check_equivalence(&plain[i], "ref64", 1e-12);
@@ -207,8 +213,10 @@ static void test_equivalence(void **state)
 /* ---- runs ----------------------------------------------------------------------------------- */
 
 static const omni_variant w4a4 = {
-    "llama", 32, 4, 2, 8, 48, false, false, "int4:row", "int4:token:asym", "int4:token:asym"};
-static const omni_variant w2 = {"llama", 32, 4, 2, 8, 48, false, false, "int2:g16", NULL, NULL};
+    "llama",          32, 4, 2, 8, 48, false, false, false, "int4:row", "int4:token:asym",
+    "int4:token:asym"};
+static const omni_variant w2 = {"llama", 32,    4,     2,          8,    48,
+                                false,   false, false, "int2:g16", NULL, NULL};
 
 /* Runs a step word; the block's linears and clips are left in f. */
 static nb_status run(omni_fixture *f, const char *word, int epochs, nb_error *err)
