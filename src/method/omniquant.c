@@ -9,6 +9,7 @@
  *   lwc_lr=0.01     rate of the clip logits
  *   let_lr=0.005    rate of scales and shifts
  *   alpha=0.5       start of the scales, as SmoothQuant's
+ *   unit_tokens     each token's error relative to the size of the token that is aimed at
  *
  * Shifts are trained where activations are quantized and norms are LayerNorms, whose biases take
  * them up.
@@ -26,7 +27,7 @@
 #include "method/trainer.h"
 #include "model/family.h"
 
-enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA };
+enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA, UNIT_TOKENS };
 
 static const nb_step_option options[] = {
     [LWC] = {"lwc", NB_OPTION_FLAG, 0, 0, 1},
@@ -36,6 +37,7 @@ static const nb_step_option options[] = {
     [LWC_LR] = {"lwc_lr", NB_OPTION_REAL, 1e-2, 0, 100},
     [LET_LR] = {"let_lr", NB_OPTION_REAL, 5e-3, 0, 100},
     [ALPHA] = {"alpha", NB_OPTION_REAL, 0.5, 0, 1},
+    [UNIT_TOKENS] = {"unit_tokens", NB_OPTION_FLAG, 0, 0, 1},
     {0},
 };
 
@@ -251,6 +253,7 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
                    .opt = {.lwc = o[LWC] != 0,
                            .let = o[LET] != 0,
                            .aug = o[AUG] != 0,
+                           .unit_tokens = o[UNIT_TOKENS] != 0,
                            .lwc_rate = o[LWC_LR],
                            .let_rate = o[LET_LR],
                            .start = {.alpha = o[ALPHA]}}};

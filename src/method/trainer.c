@@ -139,7 +139,7 @@ nb_status nb_trainer_create(nb_trainer *t, nb_block_job *job, const nb_trainer_o
                             nb_error *err)
 {
     int batch = job->batch < job->n_windows ? job->batch : job->n_windows;
-    *t = (nb_trainer){.job = job, .batch = batch > 0 ? batch : 1};
+    *t = (nb_trainer){.job = job, .batch = batch > 0 ? batch : 1, .unit_tokens = opt->unit_tokens};
     nb_status st = create(t, opt, err);
     if (st != NB_OK) nb_trainer_free(t);
     return st;
@@ -234,10 +234,11 @@ static nb_status forward_batch(nb_trainer *t, int w0, int n, double *loss, nb_er
         nb_block_train_forward(t->block, &t->params, nb_view_rows(job->x_stored, row, rows));
     nb_view dy = nb_view_rows(t->dy, 0, rows);
     double count = (double)rows * (double)y.cols;
-    *loss =
-        op->mse_backward(job->be, dy, y, nb_view_rows(job->target, row, rows), 2 / count, false);
+    *loss = op->mse_backward(job->be, dy, y, nb_view_rows(job->target, row, rows), t->unit_tokens,
+                             2 / count, false);
     if (t->own.buf) {
-        *loss += op->mse_backward(job->be, dy, y, nb_view_rows(t->own, row, rows), 2 / count, true);
+        *loss += op->mse_backward(job->be, dy, y, nb_view_rows(t->own, row, rows), t->unit_tokens,
+                                  2 / count, true);
     }
     *loss /= count;
     return op->sync(job->be, err);

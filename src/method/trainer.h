@@ -16,6 +16,7 @@ typedef struct nb_trainer_moves {
 typedef struct nb_trainer {
     nb_block_job *job;
     int batch; /* windows */
+    bool unit_tokens;
     bool train_lwc, train_let;
     double lwc_rate, let_rate;
     int64_t step;  /* of the optimizer since it was fresh */
@@ -42,6 +43,7 @@ typedef struct nb_trainer {
 
 typedef struct nb_trainer_options {
     bool lwc, let, aug;
+    bool unit_tokens; /* errors relative to the mean square of the target's token */
     double lwc_rate, let_rate;
     nb_let_options start;
 } nb_trainer_options;

@@ -197,9 +197,11 @@ typedef struct nb_ops {
                           nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
                           const nb_format *fmt);
 
-    /* dy = scale (y - target) (+ dy); returns sum (y - target)^2. Waits. dy may be y. */
-    double (*mse_backward)(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
-                           bool add);
+    /* dy = scale weight (y - target) (+ dy); returns sum weight (y - target)^2. Waits. dy may be y.
+     * weight of a token (row): 1 or, unit, 1 / mean square of its target, which makes the sum one
+     * of relative errors; of a target that is zero 1. */
+    double (*mse_backward)(nb_backend *be, nb_view dy, nb_view y, nb_view target, bool unit,
+                           double scale, bool add);
     /* One step of Adam without weight decay, t from 1; m and v are the moments, zero at first. */
     void (*adamw_step)(nb_backend *be, nb_view param, nb_view grad, nb_view m, nb_view v, double lr,
                        double beta1, double beta2, double eps, int64_t t);

@@ -169,7 +169,7 @@ static void run_mse(nb_backend *be, const op_case *c, double *out)
 {
     nb_view y = make_view(be, c, 1, c->T, c->M), target = make_view(be, c, 2, c->T, c->M);
     nb_view dy = make_view(be, c, 3, c->T, c->M);
-    out[0] = be->ops->mse_backward(be, dy, y, target, 0.25, c->add);
+    out[0] = be->ops->mse_backward(be, dy, y, target, c->bias, 0.25, c->add);
     take_view(be, dy, out + 1);
     drop(be, y), drop(be, target), drop(be, dy);
 }
@@ -557,7 +557,7 @@ static void test_difference_attention(void **state)
 }
 
 /* mse: loss and gradient; the second target adds to both. */
-static void test_difference_mse(void **state)
+static void test_mse(void **state)
 {
     NB_UNUSED(state);
     nb_backend *be = make_ref64();
@@ -567,15 +567,52 @@ static void test_difference_mse(void **state)
     be->ops->upload(be, v[0], y, NB_F64);
     be->ops->upload(be, v[1], a, NB_F64);
     be->ops->upload(be, v[2], b, NB_F64);
-    double loss = be->ops->mse_backward(be, v[3], v[0], v[1], 2, false);
-    loss += be->ops->mse_backward(be, v[3], v[0], v[2], 2, true);
+    double loss = be->ops->mse_backward(be, v[3], v[0], v[1], false, 2, false);
+    loss += be->ops->mse_backward(be, v[3], v[0], v[2], false, 2, true);
     be->ops->download(be, v[3], got, NB_F64);
     assert_true(fabs(loss - (0.25 + 4 + 1 + 4 + 1)) < 1e-14);
     for (int i = 0; i < 3; i++) {
         assert_true(fabs(got[i] - 2 * (y[i] - a[i] + y[i] - b[i])) < 1e-14);
     }
+    /* mean square of a: 1.75; of b, zero: as it is */
+    loss = be->ops->mse_backward(be, v[3], v[0], v[1], true, 2, false);
+    assert_true(fabs(loss - (0.25 + 4) / 1.75) < 1e-14);
+    assert_true(be->ops->mse_backward(be, v[3], v[0], v[2], true, 2, false) == 6);
     for (int i = 0; i < 4; i++) drop(be, v[i]);
     nb_backend_free(be);
+}
+
+/* The gradient is the loss's, with tokens of very different sizes. */
+static void test_difference_mse(void **state)
+{
+    NB_UNUSED(state);
+    for (int unit = 0; unit < 2; unit++) {
+        op_case c = {.seed = 5, .T = 4, .M = 7};
+        nb_backend *be = make_ref64();
+        nb_view y = make_view(be, &c, 1, c.T, c.M), target = make_view(be, &c, 2, c.T, c.M);
+        nb_view dy = make_view(be, &c, 3, c.T, c.M);
+        double want[28], x[28], got[28];
+        be->ops->download(be, target, x, NB_F64);
+        for (int i = 0; i < 28; i++) x[i] *= i < 7 ? 30 : 1;
+        be->ops->upload(be, target, x, NB_F64);
+        be->ops->download(be, y, x, NB_F64);
+        for (int i = 0; i < 28; i++) {
+            double keep = x[i], end[2];
+            for (int k = 0; k < 2; k++) {
+                x[i] = keep + (k ? -1e-5 : 1e-5);
+                be->ops->upload(be, y, x, NB_F64);
+                end[k] = be->ops->mse_backward(be, dy, y, target, unit, 1, false);
+            }
+            x[i] = keep;
+            want[i] = (end[0] - end[1]) / 2e-5;
+        }
+        be->ops->upload(be, y, x, NB_F64);
+        be->ops->mse_backward(be, dy, y, target, unit, 2, false);
+        be->ops->download(be, dy, got, NB_F64);
+        for (int i = 0; i < 28; i++) assert_true(fabs(got[i] - want[i]) < 1e-7);
+        drop(be, y), drop(be, target), drop(be, dy);
+        nb_backend_free(be);
+    }
 }
 
 /* Three steps as torch.optim.AdamW (1.13, double) makes them; eps decides the second value. */
@@ -613,6 +650,7 @@ int main(void)
         cmocka_unit_test(test_difference_rope),
         cmocka_unit_test(test_difference_product),
         cmocka_unit_test(test_difference_attention),
+        cmocka_unit_test(test_mse),
         cmocka_unit_test(test_difference_mse),
         cmocka_unit_test(test_adamw),
     };

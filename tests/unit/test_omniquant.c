@@ -131,10 +131,12 @@ static void test_gradients(void **state)
         omni_begin(&f, &variants[k], "ref64", 1);
         nb_trainer_options o = all_options(&f);
         o.aug = k % 2;
+        o.unit_tokens = k % 3 == 0;
         f.job.batch = OMNI_WINDOWS;
         assert_int_equal(nb_trainer_create(&t, &f.job, &o, NULL), NB_OK);
         randomize(&t, &theta, &rng);
-        ref_block b = {.f = &f, .t = &theta, .frozen = &frozen, .aug = o.aug};
+        ref_block b = {
+            .f = &f, .t = &theta, .frozen = &frozen, .aug = o.aug, .unit = o.unit_tokens};
         if (o.aug) {
             double own[OMNI_R * 12];
             f.be->ops->download(f.be, t.own, own, NB_F64);
@@ -238,6 +240,7 @@ static void test_loss_falls(void **state)
         const char *word;
     } runs[] = {{&w2, "omniquant:lwc"},
                 {&w2, "omniquant:lwc:aug"},
+                {&w2, "omniquant:lwc:unit_tokens"},
                 {&w4a4, "omniquant:let"},
                 {&w4a4, "omniquant:lwc:let"}};
     for (size_t i = 0; i < NB_COUNT(runs); i++) {

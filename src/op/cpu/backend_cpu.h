@@ -143,8 +143,8 @@ void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table)
 void nb_cpu_glu_backward(nb_backend *be, nb_view dgate, nb_view dup, nb_view dout, nb_view gate,
                          nb_view up, nb_act_kind act);
 void nb_cpu_act_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, nb_act_kind act);
-double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
-                           bool add);
+double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, bool unit,
+                           double scale, bool add);
 void nb_cpu_adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, nb_view v, double lr,
                        double beta1, double beta2, double eps, int64_t t);
 /* out [1, C] = sum over blocks of partial [n_blocks, C], which is overwritten (+ out). */

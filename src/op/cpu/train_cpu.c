@@ -201,15 +201,26 @@ static double mse_row(float *dy, const float *y, const float *target, float scal
     return loss;
 }
 
-double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
-                           bool add)
+/* What the squared error of a token counts. */
+static double token_weight(const float *target, int64_t n)
+{
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += (double)target[i] * (double)target[i];
+    return sum > 0 ? (double)n / sum : 1;
+}
+
+double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, bool unit,
+                           double scale, bool add)
 {
     double loss = 0, *row = nb_cpu_scratch(be, NB_CPU_PANEL, (size_t)y.rows * sizeof *row);
     if (!row) return NAN;
 #pragma omp parallel for num_threads(be->threads) if (is_large(y))
     for (int64_t t = 0; t < y.rows; t++) {
-        row[t] = mse_row(nb_cpu_row(dy, t), nb_cpu_row(y, t), nb_cpu_row(target, t), (float)scale,
-                         y.cols, add);
+        const float *want = nb_cpu_row(target, t);
+        double weight = unit ? token_weight(want, y.cols) : 1;
+        row[t] = weight * mse_row(nb_cpu_row(dy, t), nb_cpu_row(y, t), want,
+                                  (float)(scale * weight), y.cols, add);
     }
     for (int64_t t = 0; t < y.rows; t++) loss += row[t];
     return loss;

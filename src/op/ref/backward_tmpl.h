@@ -122,16 +122,25 @@ static void act_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, nb_a
     }
 }
 
-static double mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
-                           bool add)
+/* What the squared error of a token counts. */
+static double token_weight(const REAL *target, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)target[i] * (double)target[i];
+    return sum > 0 ? (double)n / sum : 1;
+}
+
+static double mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, bool unit,
+                           double scale, bool add)
 {
     NB_UNUSED(be);
     double loss = 0;
     for (int64_t t = 0; t < y.rows; t++) {
+        double weight = unit ? token_weight(row(target, t), y.cols) : 1;
         for (int64_t c = 0; c < y.cols; c++) {
-            REAL d = row(y, t)[c] - row(target, t)[c], g = (REAL)scale * d;
+            REAL d = row(y, t)[c] - row(target, t)[c], g = (REAL)(scale * weight) * d;
             row(dy, t)[c] = add ? row(dy, t)[c] + g : g;
-            loss += (double)d * (double)d;
+            loss += weight * ((double)d * (double)d);
         }
     }
     return loss;
