@@ -55,6 +55,17 @@ static nb_status make_clips(nb_block_job *job, nb_role role, nb_error *err)
     return NB_OK;
 }
 
+/* The arena's memory is zero. */
+static nb_status make_offsets(nb_block_job *job, nb_role role, nb_error *err)
+{
+    const nb_matrix *w = &job->block->linear[role].w;
+    if (!nb_format_is_quantized(&job->weights[role])) return NB_OK;
+    size_t n = (size_t)(w->n_out * w->n_in);
+    job->offset[role] = nb_arena_alloc(job->arena, n, sizeof(float));
+    if (job->offset[role]) return NB_OK;
+    return nb_fail_memory(err, job->block->linear[role].name, n * sizeof(float));
+}
+
 static nb_status make_copies(runner *s)
 {
     for (int r = 0; r < NB_N_ROLES; r++) {
@@ -64,6 +75,7 @@ static nb_status make_copies(runner *s)
         if (!l->name) continue;
         NB_TRY(copy_weight(&s->job, l, s->err));
         NB_TRY(make_clips(&s->job, (nb_role)r, s->err));
+        if (s->needs & NB_NEED_OFFSETS) NB_TRY(make_offsets(&s->job, (nb_role)r, s->err));
     }
     return nb_block_check(&s->job, "of the source", s->err);
 }
@@ -171,6 +183,7 @@ static void take_result(nb_block_job *job, nb_block_result *out)
     for (int r = 0; r < NB_N_ROLES; r++) {
         out->clip_lo[r] = job->clip_lo[r];
         out->clip_hi[r] = job->clip_hi[r];
+        out->offset[r] = job->offset[r];
     }
     if (json_object_size(job->report) == 0) return;
     out->report = job->report;
@@ -229,5 +242,7 @@ int64_t nb_block_steps_bytes(const nb_recipe *recipe, const nb_config *cfg, int6
     if (needs & NEED_STATS) bytes += nb_ranges_bytes(cfg, recipe->seqlen);
     if (needs & NB_NEED_HESSIAN) bytes += nb_grams_bytes(cfg);
     if (needs & NB_NEED_STATES) bytes += training_bytes(recipe, cfg, weights);
+    /* what is handed over; offsets, their gradient and the best of them on the device */
+    if (needs & NB_NEED_OFFSETS) bytes += 4 * 4 * weights;
     return bytes;
 }

@@ -10,6 +10,11 @@
  *
  *   lo = clip_lo min(w, 0), hi = clip_hi max(w, 0)      dscale/dlo, dscale/dhi: nb_slope
  *
+ * A learned offset v goes in front of the rounding alone, w^ = scale * level(w / scale + v),
+ * "inside" being of what is rounded:
+ *
+ *   dL/dv = [inside] g scale      dw^/dscale as above, with w, not w + v scale
+ *
  * Nothing flows through a zero point, nor through a scale at the limit of its stored type; an end
  * at 0 has no gradient. */
 #ifndef NB_FORMAT_STE_H
@@ -49,6 +54,10 @@ nb_slope nb_grid_clip_slope(const nb_grid *g, float scale, float lo, float hi);
 
 /* Clip ratio of a logit (LWC). */
 static inline float nb_clip_ratio(float logit) { return 1 / (1 + expf(-logit)); }
+
+/* A weight before rounding with a learned offset v in steps of its group: "signround". Training and
+ * storing must agree to the bit, so nobody else writes this down. */
+static inline float nb_offset_weight(float w, float v, float scale) { return w + v * scale; }
 
 /* Grid of symmetric levels up to `top`, the last step being `step`. */
 static inline nb_grid nb_grid_symmetric(float top, float step, nb_scale_rule rule)

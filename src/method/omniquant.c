@@ -103,7 +103,7 @@ static nb_status reset(training *tr, level l, nb_error *err)
     t->lwc_rate = tr->opt.lwc_rate;
     t->let_rate = tr->opt.let_rate;
     bool open = l == LEVEL_MINMAX || !tr->opt.lwc;
-    return nb_trainer_reset(t, open ? NB_LWC_OPEN : NB_LWC_START, l >= LEVEL_LWC, err);
+    return nb_trainer_reset(t, open ? NB_LWC_OPEN : NB_LWC_PAPER, l >= LEVEL_LWC, err);
 }
 
 /* The best epoch's state stays in the trainer; *done false: not finite too often. */
@@ -225,32 +225,12 @@ static void choose_pairs(const nb_block_job *job, nb_trainer_options *opt)
     opt->start.shift = c->family->norm == NB_NORM_LAYER && (acts || job->option[SHIFT] != 0);
 }
 
-/* Linears that share an input share its quantizer in training. */
-static nb_status check_acts(const nb_block_job *job, nb_error *err)
-{
-    for (int r = 0; r < NB_N_ROLES; r++) {
-        if (job->acts[r].tile <= 1) continue;
-        return nb_fail(err, NB_EUSAGE, "step \"omniquant\": acts \"%s\": blocks of several tokens",
-                       job->acts[r].word);
-    }
-    static const nb_role shared[][2] = {{NB_Q, NB_K}, {NB_Q, NB_V}, {NB_UP, NB_GATE}};
-    for (size_t i = 0; i < NB_COUNT(shared); i++) {
-        nb_role a = shared[i][0], b = shared[i][1];
-        bool has = job->block->linear[a].name && job->block->linear[b].name;
-        if (!has || strcmp(job->acts[a].word, job->acts[b].word) == 0) continue;
-        return nb_fail(err, NB_EUSAGE,
-                       "step \"omniquant\": %s and %s share their input, but its formats are "
-                       "\"%s\" and \"%s\"",
-                       nb_role_names[a], nb_role_names[b], job->acts[a].word, job->acts[b].word);
-    }
-    return NB_OK;
-}
-
 static nb_status run_omniquant(nb_block_job *job, nb_error *err)
 {
     const double *o = job->option;
     training tr = {.job = job,
-                   .opt = {.lwc = o[LWC] != 0,
+                   .opt = {.step = "omniquant",
+                           .lwc = o[LWC] != 0,
                            .let = o[LET] != 0,
                            .aug = o[AUG] != 0,
                            .unit_tokens = o[UNIT_TOKENS] != 0,
@@ -261,7 +241,6 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
         return nb_fail(err, NB_EUSAGE,
                        "step \"omniquant\": nothing to train; say omniquant:lwc, :let or both");
     }
-    NB_TRY(check_acts(job, err));
     choose_pairs(job, &tr.opt);
     nb_status st = nb_trainer_create(&tr.t, job, &tr.opt, err);
     if (st == NB_OK) st = begin_report(&tr, err);

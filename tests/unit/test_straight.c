@@ -138,7 +138,8 @@ typedef struct frozen {
     nb_format f;
     int64_t groups;
     bool clipped; /* a weight; else activations */
-    double w[SIZE], g[SIZE], row[ROWS], col[COLS], u[SIZE], l[SIZE];
+    bool moved;   /* a weight with offsets v, frozen at v0; u and l are its ratios themselves */
+    double w[SIZE], g[SIZE], row[ROWS], col[COLS], u[SIZE], l[SIZE], v[SIZE], v0[SIZE];
     bool inside[SIZE];
     double omega[SIZE]; /* level - w/h inside, level outside */
     double h0[SIZE], smooth0[SIZE];
@@ -146,6 +147,12 @@ typedef struct frozen {
 } frozen;
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+
+static double ratio(const frozen *z, double x)
+{
+    if (!z->clipped) return 1;
+    return z->moved ? x : sigmoid(x);
+}
 
 static double value_at(const frozen *z, int64_t i, int64_t j)
 {
@@ -164,8 +171,8 @@ static double smooth_scale(const frozen *z, int64_t k, bool by_clip)
         lo = fmin(lo, value_at(z, i, j));
         hi = fmax(hi, value_at(z, i, j));
     }
-    lo *= z->clipped ? sigmoid(z->l[k]) : 1;
-    hi *= z->clipped ? sigmoid(z->u[k]) : 1;
+    lo *= ratio(z, z->l[k]);
+    hi *= ratio(z, z->u[k]);
     double width = grid->rule == NB_SCALE_RANGE ? hi - lo : fmax(-lo, hi);
     if (grid->rule == NB_SCALE_STEPPED) return by_clip ? width : 0;
     double scale = width / grid->span;
@@ -185,7 +192,8 @@ static double objective(const frozen *z, bool by_clip)
         }
         for (int64_t j = at; j < end; j++) {
             int64_t e = i * COLS + j;
-            sum += z->g[e] * ((z->inside[e] ? value_at(z, i, j) : 0) + z->omega[e] * h);
+            double inside = value_at(z, i, j) + (z->v[e] - z->v0[e]) * h;
+            sum += z->g[e] * ((z->inside[e] ? inside : 0) + z->omega[e] * h);
         }
     }
     return sum;
@@ -197,8 +205,9 @@ static void freeze_row(frozen *z, int64_t i)
     nb_qparam p[COLS] = {{0}};
     for (int64_t j = 0; j < COLS; j++) w[j] = (float)value_at(z, i, j);
     for (int64_t g = 0; g < z->groups; g++) {
-        lo[g] = nb_clip_ratio((float)z->l[i * z->groups + g]);
-        hi[g] = nb_clip_ratio((float)z->u[i * z->groups + g]);
+        float l = (float)z->l[i * z->groups + g], u = (float)z->u[i * z->groups + g];
+        lo[g] = z->moved ? l : nb_clip_ratio(l);
+        hi[g] = z->moved ? u : nb_clip_ratio(u);
     }
     if (z->clipped) {
         nb_format_fit_row(&z->f, w, NULL, COLS, lo, hi, p);
@@ -210,6 +219,9 @@ static void freeze_row(frozen *z, int64_t i)
         uint8_t codes[COLS];
         float back[COLS];
         nb_grid *grid = &z->grid[i * z->groups + g];
+        for (int64_t j = at; z->moved && j < at + n; j++) {
+            w[j] = nb_offset_weight(w[j], (float)z->v[i * COLS + j], p[g].scale);
+        }
         z->f.family->encode(&z->f, &p[g], w + at, n, codes);
         z->f.family->decode(&z->f, &p[g], codes, n, back);
         z->f.family->grid(&z->f, &p[g], grid);
@@ -313,6 +325,81 @@ static void test_clip(void **state)
     }
 }
 
+/* The same rows, with ratios in place of logits and offsets. */
+static frozen *make_moved(const char *word, uint64_t seed)
+{
+    frozen *z = make_frozen(word, true, seed);
+    nb_rng r = {seed + 100};
+    z->moved = true;
+    for (int64_t i = 0; i < SIZE; i++) z->u[i] = (float)(1 - 0.5 * nb_rng_uniform(&r));
+    for (int64_t i = 0; i < SIZE; i++) z->l[i] = (float)(1 - 0.5 * nb_rng_uniform(&r));
+    for (int64_t i = 0; i < SIZE; i++) z->v[i] = z->v0[i] = (float)(nb_rng_uniform(&r) - 0.5);
+    for (int64_t i = 0; i < ROWS; i++) z->row[i] = 1;
+    for (int64_t j = 0; j < COLS; j++) z->col[j] = 1;
+    for (int64_t i = 0; i < ROWS; i++) freeze_row(z, i);
+    return z;
+}
+
+static void check_round(const char *word, uint64_t seed)
+{
+    nb_backend *be = make_backend("ref64", 1, NB_COMPUTE_F32, ~0u);
+    frozen *z = make_moved(word, seed);
+    int64_t n = ROWS * z->groups;
+    nb_view w = upload(be, ROWS, COLS, z->w), g = upload(be, ROWS, COLS, z->g);
+    nb_view v = upload(be, ROWS, COLS, z->v), hi = upload(be, ROWS, z->groups, z->u);
+    nb_view lo = upload(be, ROWS, z->groups, z->l), dhi = upload(be, ROWS, z->groups, z->u);
+    nb_view dlo = upload(be, ROWS, z->groups, z->l);
+    double got[SIZE];
+    be->ops->round_backward(be, g, dhi, dlo, g, w, v, hi, lo, &z->f);
+    take(be, g, got);
+    check_gradient(word, "dv", z, z->v, SIZE, got, false, NULL);
+    take(be, dhi, got);
+    check_gradient(word, "dhi", z, z->u, n, got, true, NULL);
+    take(be, dlo, got);
+    check_gradient(word, "dlo", z, z->l, n, got, true, NULL);
+    drop(be, w), drop(be, v), drop(be, hi), drop(be, lo);
+    free(z);
+    nb_backend_free(be);
+}
+
+static void test_round(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const words[] = {"int2:row",     "int3:g8", "int4:g32", "int8:row",
+                                        "int3:g16:sym", "fp4:g16", "mxfp4",    "dialect:b16"};
+    for (size_t i = 0; i < NB_COUNT(words); i++) {
+        for (uint64_t seed = 1; seed <= 3; seed++) check_round(words[i], seed);
+    }
+}
+
+/* By hand: scale 1, zero point 1, levels -1 to 2. 0.4 is moved up, 1.4 is not; 1.9 is moved beyond
+ * the end and has no gradient of its own. */
+static void test_golden_round(void **state)
+{
+    NB_UNUSED(state);
+    nb_backend *be = make_backend("ref64", 1, NB_COMPUTE_F32, ~0u);
+    nb_format f = parse("int2:row:f32");
+    const double w[] = {-1, 0.4f, 1.4f, 2, 2}, v[] = {0, 0.25, -0.25, 0, 0.5};
+    const double one = 1, g[] = {1, 2, 4, 8, 16};
+    nb_view vw = upload(be, 1, 5, w), vv = upload(be, 1, 5, v), vg = upload(be, 1, 5, g);
+    nb_view hi = upload(be, 1, 1, &one), lo = upload(be, 1, 1, &one), y = upload(be, 1, 5, w);
+    nb_view dhi = upload(be, 1, 1, &one), dlo = upload(be, 1, 1, &one);
+    double got[5];
+    be->ops->round_forward(be, y, vw, vv, hi, lo, &f);
+    be->ops->round_backward(be, vg, dhi, dlo, vg, vw, vv, hi, lo, &f);
+    take(be, y, got);
+    check_near(got, (const double[]){-1, 1, 1, 2, 2}, 5, 0);
+    take(be, vg, got);
+    check_near(got, (const double[]){1, 2, 4, 8, 16}, 5, 0);
+    /* dh = sum g (level - w / h) = 2 0.6 - 4 0.4; dhi = dh max / 3, dlo = -dh min / 3 */
+    take(be, dhi, got);
+    check_near(got, &(const double){-0.4 * 2 / 3}, 1, 1e-6);
+    take(be, dlo, got);
+    check_near(got, &(const double){-0.4 / 3}, 1, 1e-6);
+    drop(be, vw), drop(be, vv), drop(be, hi), drop(be, lo);
+    nb_backend_free(be);
+}
+
 static void test_quant(void **state)
 {
     NB_UNUSED(state);
@@ -378,6 +465,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden_clip), cmocka_unit_test(test_golden_quant),
         cmocka_unit_test(test_grids),       cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_round),       cmocka_unit_test(test_golden_round),
         cmocka_unit_test(test_quant),       cmocka_unit_test(test_floor),
         cmocka_unit_test(test_not_finite),
     };

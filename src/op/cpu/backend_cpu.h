@@ -147,6 +147,7 @@ double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target
                            double scale, bool add);
 void nb_cpu_adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, nb_view v, double lr,
                        double beta1, double beta2, double eps, int64_t t);
+void nb_cpu_sign_step(nb_backend *be, nb_view param, nb_view grad, double lr, double lo, double hi);
 /* out [1, C] = sum over blocks of partial [n_blocks, C], which is overwritten (+ out). */
 void nb_cpu_sum_blocks(nb_backend *be, nb_view out, float *partial, int64_t n_blocks, bool add);
 
@@ -163,6 +164,10 @@ void nb_cpu_clip_forward(nb_backend *be, nb_view out, nb_view w, nb_view row, nb
 void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
                           nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
                           const nb_format *fmt);
+void nb_cpu_round_forward(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_view hi, nb_view lo,
+                          const nb_format *fmt);
+void nb_cpu_round_backward(nb_backend *be, nb_view dv, nb_view dhi, nb_view dlo, nb_view g,
+                           nb_view w, nb_view v, nb_view hi, nb_view lo, const nb_format *fmt);
 
 /* loss_cpu.c */
 void nb_cpu_nll_forward(nb_backend *be, double *nll, nb_view logits, const int32_t *targets);

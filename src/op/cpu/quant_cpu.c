@@ -1,5 +1,5 @@
 /* Fake quantization of rows and its straight-through gradient (format/ste.h): activations by
- * quant_..., weights with learned clip ratios by clip_....
+ * quant_..., weights with learned clip ratios by clip_..., with learned rounding by round_....
  *
  * A row is worked through group by group while it is in the first cache. Grids of whole numbers,
  * whose fit is a matter of the range alone, go through kernels; all others through their own
@@ -15,7 +15,7 @@
 
 /* What a thread needs for one row. */
 typedef struct lane {
-    float *w, *back, *pass;   /* [n]: w only of scaled weights */
+    float *w, *back, *pass;   /* [n]: w only of scaled or moved weights */
     float *clip_lo, *clip_hi; /* [groups] */
     nb_qparam *p;             /* [groups] */
     nb_grid *grid;            /* [groups] */
@@ -308,4 +308,76 @@ void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum
         }
     }
     if (partial) nb_cpu_sum_blocks(be, colsum, partial, blocks, false);
+}
+
+/* ---- learned rounding ------------------------------------------------------------------ */
+
+/* A weight with its offsets and clip ratios, as op.h has them. */
+typedef struct rounded {
+    nb_view w, v, hi, lo;
+} rounded;
+
+static void move_group(float *restrict out, const float *restrict w, const float *restrict v,
+                       float scale, int64_t n)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = nb_offset_weight(w[i], v[i], scale);
+}
+
+/* Row i fitted as it is and, in the lane, moved by its offsets. */
+static void load_moved(const job *j, const rounded *r, lane *l, int64_t i)
+{
+    const float *w = nb_cpu_row(r->w, i), *v = nb_cpu_row(r->v, i);
+    memcpy(l->clip_lo, nb_cpu_row(r->lo, i), (size_t)j->groups * sizeof *l->clip_lo);
+    memcpy(l->clip_hi, nb_cpu_row(r->hi, i), (size_t)j->groups * sizeof *l->clip_hi);
+    fit_clipped(j, l, w);
+    for (int64_t g = 0; g < j->groups; g++) {
+        int64_t at = nb_group_begin(j->f, g);
+        move_group(l->w + at, w + at, v + at, l->p[g].scale, nb_group_length(j->f, j->n, g));
+    }
+}
+
+void nb_cpu_round_forward(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_view hi, nb_view lo,
+                          const nb_format *fmt)
+{
+    job j;
+    rounded r = {w, v, hi, lo};
+    assert(nb_format_is_quantized(fmt));
+    if (!open_job(&j, be, fmt, w.cols)) return;
+#pragma omp parallel for num_threads(be->threads) if (is_large(w))
+    for (int64_t i = 0; i < w.rows; i++) {
+        lane l = thread_lane(&j);
+        load_moved(&j, &r, &l, i);
+        round_row(&j, &l, l.w, nb_cpu_row(out, i));
+    }
+}
+
+/* Row i. The kernel's sums are of the moved weights; what moved them is taken back: pass . v. */
+static void moved_row(const job *j, const rounded *r, int64_t i, nb_view dv, nb_view dhi,
+                      nb_view dlo, const float *grad)
+{
+    lane l = thread_lane(j);
+    const float *v = nb_cpu_row(r->v, i);
+    load_moved(j, r, &l, i);
+    for (int64_t g = 0; g < j->groups; g++) {
+        int64_t at = nb_group_begin(j->f, g), n = nb_group_length(j->f, j->n, g);
+        float scale = l.p[g].scale, d = scale_gradient(j, &l, g, l.w, grad, l.pass);
+        d += j->k->dot_f32(l.pass + at, v + at, n);
+        nb_slope s =
+            nb_grid_clip_slope(&l.grid[g], scale, l.clip_lo[g] * l.lo[g], l.clip_hi[g] * l.hi[g]);
+        nb_cpu_row(dhi, i)[g] = d * (float)s.hi * l.hi[g];
+        nb_cpu_row(dlo, i)[g] = d * (float)s.lo * l.lo[g];
+        j->k->scale(nb_cpu_row(dv, i) + at, scale, l.pass + at, n);
+    }
+}
+
+void nb_cpu_round_backward(nb_backend *be, nb_view dv, nb_view dhi, nb_view dlo, nb_view g,
+                           nb_view w, nb_view v, nb_view hi, nb_view lo, const nb_format *fmt)
+{
+    job j;
+    rounded r = {w, v, hi, lo};
+    assert(nb_format_is_quantized(fmt));
+    if (!open_job(&j, be, fmt, w.cols)) return;
+#pragma omp parallel for num_threads(be->threads) if (is_large(w))
+    for (int64_t i = 0; i < w.rows; i++) moved_row(&j, &r, i, dv, dhi, dlo, nb_cpu_row(g, i));
 }

@@ -255,3 +255,23 @@ void nb_cpu_adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, n
                  param.cols);
     }
 }
+
+static void sign_row(float *restrict param, const float *restrict grad, float lr, float lo,
+                     float hi, int64_t n)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float x = param[i] - (grad[i] > 0 ? lr : 0) + (grad[i] < 0 ? lr : 0);
+        x = x < lo ? lo : x;
+        param[i] = x > hi ? hi : x;
+    }
+}
+
+void nb_cpu_sign_step(nb_backend *be, nb_view param, nb_view grad, double lr, double lo, double hi)
+{
+#pragma omp parallel for num_threads(be->threads) if (is_large(param))
+    for (int64_t r = 0; r < param.rows; r++) {
+        sign_row(nb_cpu_row(param, r), nb_cpu_row(grad, r), (float)lr, (float)lo, (float)hi,
+                 param.cols);
+    }
+}

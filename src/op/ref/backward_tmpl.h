@@ -162,3 +162,16 @@ static void adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, n
         }
     }
 }
+
+static void sign_step(nb_backend *be, nb_view param, nb_view grad, double lr, double lo, double hi)
+{
+    NB_UNUSED(be);
+    for (int64_t r = 0; r < param.rows; r++) {
+        for (int64_t c = 0; c < param.cols; c++) {
+            REAL g = row(grad, r)[c], *p = row(param, r) + c;
+            REAL x = *p - (g > 0 ? (REAL)lr : 0) + (g < 0 ? (REAL)lr : 0);
+            x = x < (REAL)lo ? (REAL)lo : x;
+            *p = x > (REAL)hi ? (REAL)hi : x;
+        }
+    }
+}

@@ -233,3 +233,66 @@ static void clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum
     }
     close_row(&r);
 }
+
+/* ---- learned rounding ------------------------------------------------------------------- */
+
+/* A weight as round_forward and round_backward see it. */
+typedef struct round_job {
+    nb_view w, v, hi, lo;
+} round_job;
+
+/* Row i fitted, moved by its offsets (r->w) and rounded; r->exact: as it is. */
+static void load_moved(ste_row *r, const round_job *j, int64_t i)
+{
+    for (int64_t c = 0; c < r->n; c++) r->w[c] = (float)(r->exact[c] = row(j->w, i)[c]);
+    for (int64_t g = 0; g < r->groups; g++) {
+        r->clip_lo[g] = (float)row(j->lo, i)[g];
+        r->clip_hi[g] = (float)row(j->hi, i)[g];
+    }
+    nb_format_fit_row(r->f, r->w, NULL, r->n, r->clip_lo, r->clip_hi, r->p);
+    for (int64_t g = 0; g < r->groups; g++) {
+        int64_t at = nb_group_begin(r->f, g), end = at + nb_group_length(r->f, r->n, g);
+        for (int64_t c = at; c < end; c++) {
+            r->w[c] = nb_offset_weight(r->w[c], (float)row(j->v, i)[c], r->p[g].scale);
+        }
+    }
+    round_row(r);
+}
+
+static void round_forward(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_view hi, nb_view lo,
+                          const nb_format *fmt)
+{
+    round_job j = {w, v, hi, lo};
+    ste_row r;
+    if (!open_row(be, &r, fmt, w.cols)) return;
+    for (int64_t i = 0; i < w.rows; i++) {
+        load_moved(&r, &j, i);
+        for (int64_t c = 0; c < w.cols; c++) row(out, i)[c] = r.back[c];
+    }
+    close_row(&r);
+}
+
+static void round_backward(nb_backend *be, nb_view dv, nb_view dhi, nb_view dlo, nb_view g,
+                           nb_view w, nb_view v, nb_view hi, nb_view lo, const nb_format *fmt)
+{
+    round_job j = {w, v, hi, lo};
+    ste_row r;
+    if (!open_row(be, &r, fmt, w.cols)) return;
+    for (int64_t i = 0; i < w.rows; i++) {
+        load_moved(&r, &j, i);
+        differentiate_row(&r, row(g, i));
+        for (int64_t c = 0; c < w.cols; c++) r.w[c] = (float)r.exact[c]; /* the range's */
+        for (int64_t k = 0; k < r.groups; k++) {
+            int64_t at = nb_group_begin(fmt, k), end = at + nb_group_length(fmt, r.n, k);
+            extremes e = find_extremes(&r, k);
+            nb_grid grid;
+            fmt->family->grid(fmt, &r.p[k], &grid);
+            nb_slope s =
+                nb_grid_clip_slope(&grid, r.p[k].scale, r.clip_lo[k] * e.lo, r.clip_hi[k] * e.hi);
+            row(dhi, i)[k] = r.scale[k] * (REAL)s.hi * e.hi;
+            row(dlo, i)[k] = r.scale[k] * (REAL)s.lo * e.lo;
+            for (int64_t c = at; c < end; c++) row(dv, i)[c] = r.pass[c] * r.p[k].scale;
+        }
+    }
+    close_row(&r);
+}

@@ -1,0 +1,223 @@
+/* Round: learned. Trains, one block at a time, an offset for every weight, by which it is moved
+ * before it is rounded, and the clip ratios of its group, by sign descent on the squared error of
+ * the block's output:
+ *
+ *   w^ = h (clamp(rint(w / h + v) + z, 0, Q) - z),   v in [-1/2, 1/2],   h, z from [lo min, hi max]
+ *
+ * The offsets begin at 0 and the ratios where a clip step before it has left them, so this begins
+ * at what "nearest" would store. On each linear it then does what "nearest" does, with the offsets:
+ * the codes that are stored are those that were trained, to the bit.
+ *
+ *   iters=200       steps; 0: none, which is "nearest"
+ *   lr=0            rate at first, falling to 0 in a line; 0: 1 / iters, so that the sum of all
+ *                   steps is the half that an offset may go
+ *   batch=8         windows per step; their gradients are added up in passes of the recipe's batch
+ *   unit_tokens     each token's error relative to the size of the token that is aimed at
+ *
+ * No run gets worse than it began. The state that is kept is the one with the least loss: that of
+ * the steps of one whole pass over the windows, up to and including its own. A step that is not
+ * finite is dropped, the best state restored, the rate halved; after three, training ends.
+ *
+ * Source: AutoRound (arXiv 2309.05516). Deviations: windows in stored order, not drawn; the least
+ * loss is of all windows, not of those that were drawn; grids that are not uniform count their
+ * offsets in units of the scale. */
+#include <float.h>
+#include <math.h>
+
+#include "method/round.h"
+#include "method/trainer.h"
+
+enum { ITERS, LR, BATCH, UNIT_TOKENS };
+
+static const nb_step_option options[] = {
+    [ITERS] = {"iters", NB_OPTION_WHOLE, 200, 0, 100000},
+    [LR] = {"lr", NB_OPTION_REAL, 0, 0, 1},
+    [BATCH] = {"batch", NB_OPTION_WHOLE, 8, 1, 4096},
+    [UNIT_TOKENS] = {"unit_tokens", NB_OPTION_FLAG, 0, 0, 1},
+    {0},
+};
+
+enum { MAX_FAULTS = 3, REPORTED = 10 /* losses in the report */ };
+
+typedef struct learner {
+    nb_block_job *job;
+    nb_trainer t;
+    int iters, faults;
+    double rate;    /* at first */
+    double *recent; /* [per_pass] losses of the last steps, times their windows */
+    int per_pass;   /* steps */
+    int n_recent;   /* in a row without fault */
+    json_t *report, *losses, *fallbacks; /* the last two borrowed from the first */
+} learner;
+
+/* ---- report ------------------------------------------------------------------------------- */
+
+static nb_status begin_report(learner *l, nb_error *err)
+{
+    l->report = json_object();
+    l->losses = json_array();
+    l->fallbacks = json_array();
+    json_object_set_new(l->report, "losses", l->losses);
+    json_object_set_new(l->report, "fallbacks", l->fallbacks);
+    return l->report && l->losses && l->fallbacks ? NB_OK : nb_fail_memory(err, "report", 1000);
+}
+
+static void end_report(learner *l, double start, double best, const char *kept)
+{
+    json_object_set_new(l->report, "loss_start", json_real(start));
+    json_object_set_new(l->report, "loss_best", isfinite(best) ? json_real(best) : json_null());
+    json_object_set_new(l->report, "kept", json_string(kept));
+    json_object_set_new(l->report, "steps", json_integer((json_int_t)l->t.total));
+    json_object_set_new(l->report, "lr", json_real(l->rate));
+    if (l->job->report) json_object_set(l->job->report, "signround", l->report);
+}
+
+static void report_fault(learner *l, int i)
+{
+    json_array_append_new(l->fallbacks, json_pack("{s:i, s:s, s:f}", "step", i + 1, "not_finite",
+                                                  l->t.fault, "lr", l->rate));
+}
+
+/* ---- training ----------------------------------------------------------------------------- */
+
+/* Loss over the last pass; infinite where the last fault is nearer. */
+static double pass_loss(learner *l, int i, double loss, int n)
+{
+    double sum = 0;
+    l->recent[i % l->per_pass] = loss * n;
+    if (l->n_recent < l->per_pass) l->n_recent++;
+    if (l->n_recent < l->per_pass) return INFINITY;
+    for (int k = 0; k < l->per_pass; k++) sum += l->recent[k];
+    return sum / l->job->n_windows;
+}
+
+static void update(learner *l, double rate)
+{
+    nb_backend *be = l->job->be;
+    nb_rounding_update(&l->t.rounding, rate);
+    be->ops->sign_step(be, l->t.lwc.logits, l->t.lwc.grad, rate, FLT_MIN, 1);
+    l->t.total++;
+}
+
+static nb_status drop_step(learner *l, int i, nb_error *err)
+{
+    report_fault(l, i);
+    l->faults++;
+    l->rate /= 2;
+    l->n_recent = 0;
+    return nb_trainer_restore(&l->t, err);
+}
+
+/* The best state stays in the trainer's `best`, *best its loss; the last in the trainer. */
+static nb_status learn(learner *l, double *best, nb_error *err)
+{
+    nb_trainer *t = &l->t;
+    *best = INFINITY;
+    for (int i = 0, w = 0, n; i < l->iters && l->faults < MAX_FAULTS; i++) {
+        double loss;
+        bool finite;
+        n = t->batch < l->job->n_windows - w ? t->batch : l->job->n_windows - w;
+        NB_TRY(nb_trainer_gradient(t, w, n, &loss, &finite, err));
+        NB_TRY(nb_trainer_tick(l->job, n));
+        if (!finite) {
+            NB_TRY(drop_step(l, i, err));
+            continue;
+        }
+        double mean = pass_loss(l, i, loss, n);
+        if (mean < *best) nb_trainer_save(t);
+        *best = fmin(*best, mean);
+        if ((int64_t)(i + 1) * REPORTED / l->iters != (int64_t)i * REPORTED / l->iters) {
+            json_array_append_new(l->losses, json_real(loss));
+        }
+        update(l, l->rate * (1 - (double)i / l->iters));
+        w = (w + n) % l->job->n_windows;
+    }
+    return NB_OK;
+}
+
+/* The last state, which no step has seen, or the best one; *loss of it over all windows. */
+static nb_status take_best(learner *l, double best, double *loss, nb_error *err)
+{
+    NB_TRY(nb_trainer_loss(&l->t, loss, err));
+    if (*loss < best) return NB_OK;
+    NB_TRY(nb_trainer_restore(&l->t, err));
+    return nb_trainer_loss(&l->t, loss, err);
+}
+
+static nb_status run_learner(learner *l, nb_error *err)
+{
+    double start, best;
+    const char *kept = "trained";
+    NB_TRY(nb_trainer_reset(&l->t, NB_LWC_JOB, true, err));
+    nb_trainer_save(&l->t);
+    NB_TRY(nb_trainer_loss(&l->t, &start, err));
+    if (!isfinite(start)) {
+        return nb_fail(err, NB_ENUMERIC,
+                       "blk.%d: the loss of rounding to nearest is %g: hidden states or weights "
+                       "are not finite",
+                       l->job->block->layer, start);
+    }
+    NB_TRY(learn(l, &best, err));
+    NB_TRY(take_best(l, best, &best, err));
+    if (!(best < start)) {
+        kept = "start";
+        NB_TRY(nb_trainer_reset(&l->t, NB_LWC_JOB, true, err));
+    }
+    end_report(l, start, best, kept);
+    NB_TRY(nb_rounding_finish(&l->t.rounding, l->job, err));
+    return nb_lwc_finish(&l->t.lwc, l->job, err);
+}
+
+/* ---- the step ----------------------------------------------------------------------------- */
+
+static nb_status check_formats(const nb_block_job *job, nb_error *err)
+{
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        const nb_format *f = &job->weights[r];
+        if (!job->offset[r] || (f->tile <= 1 && !f->matrix)) continue;
+        return nb_fail(err, NB_EUSAGE,
+                       "step \"signround\": \"%s\": rows that share their scales are not learned",
+                       f->word);
+    }
+    return NB_OK;
+}
+
+static nb_status run_signround(nb_block_job *job, nb_error *err)
+{
+    const double *o = job->option;
+    learner l = {.job = job, .iters = (int)o[ITERS]};
+    nb_trainer_options opt = {.step = "signround",
+                              .rounding = true,
+                              .batch = (int)o[BATCH],
+                              .unit_tokens = o[UNIT_TOKENS] != 0};
+    l.rate = o[LR] > 0 ? o[LR] : 1 / fmax(l.iters, 1);
+    NB_TRY(check_formats(job, err));
+    nb_status st;
+    NB_GOTO(st, nb_trainer_create(&l.t, job, &opt, err));
+    l.per_pass = (job->n_windows + l.t.batch - 1) / l.t.batch;
+    l.recent = nb_arena_alloc(job->arena, (size_t)l.per_pass, sizeof *l.recent);
+    NB_GOTO(st, l.recent ? NB_OK : nb_fail_memory(err, "losses", (size_t)l.per_pass * 8));
+    NB_GOTO(st, begin_report(&l, err));
+    st = run_learner(&l, err);
+done:
+    json_decref(l.report);
+    nb_trainer_free(&l.t);
+    return st;
+}
+
+/* Fitted as in training, which knows no importance of inputs. */
+static nb_status round_linear(nb_job *job, nb_error *err)
+{
+    job->importance = NULL;
+    return nb_round_nearest(job, err);
+}
+
+const nb_method nb_method_signround = {
+    .name = "signround",
+    .kind = NB_STEP_ROUND,
+    .needs = NB_NEED_STATES | NB_NEED_OFFSETS,
+    .options = options,
+    .source = "AutoRound (arXiv 2309.05516)",
+    .run_block = run_signround,
+    .run = round_linear,
+};
