@@ -63,6 +63,7 @@ static void omni_linear(omni_fixture *f, nb_role r, int64_t n_out, int64_t n_in,
     int64_t n = n_out * nb_format_groups(&f->weights[r], n_in);
     f->job.clip_lo[r] = nb_arena_alloc(f->arena, (size_t)n, sizeof(float));
     f->job.clip_hi[r] = nb_arena_alloc(f->arena, (size_t)n, sizeof(float));
+    f->job.offset[r] = nb_arena_alloc(f->arena, (size_t)(n_out * n_in), sizeof(float));
     for (int64_t i = 0; i < n; i++) f->job.clip_lo[r][i] = f->job.clip_hi[r][i] = 1;
 }
 

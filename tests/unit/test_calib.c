@@ -173,9 +173,9 @@ static void test_output(void **state)
     nb_arena_free(arena);
 }
 
-/* Without text, with text that is only followed, with steps that need it, and with steps on whole
- * blocks and every linear's statistics behind what is rounded before it. */
-enum { PLAIN, FOLLOWED, NEEDED, MOVED, N_KINDS };
+/* Without text, with text that is only followed, with steps that need it, with steps on whole
+ * blocks and every linear's statistics behind what is rounded before it, and with training. */
+enum { PLAIN, FOLLOWED, NEEDED, MOVED, LEARNED, N_KINDS };
 
 static void begin_kind(command *c, const char *out, int kind)
 {
@@ -186,6 +186,10 @@ static void begin_kind(command *c, const char *out, int kind)
     if (kind == FOLLOWED) return;
     c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq,lorc:rank=2";
     c->opt.acts = "int8:token";
+    if (kind == LEARNED) {
+        c->opt.method = "awq,omniquant:lwc:unit_tokens,signround:iters=3:batch=2,lorc:rank=2";
+        c->opt.epochs = 1;
+    }
     if (kind == MOVED) {
         c->opt.recipe = "sequential: true\nkv: int8:token\nquery: fp8:token\n"
                         "linears: {down: {weights: int4:g32, acts: int8:token:asym}, "
@@ -253,6 +257,42 @@ static void test_interrupt_calibrated(void **state)
     interrupt_everywhere(FOLLOWED);
     interrupt_everywhere(NEEDED);
     interrupt_everywhere(MOVED);
+    interrupt_everywhere(LEARNED);
+}
+
+/* A figure of the first block's line in the report. */
+static double first_block(const command *c, const char *step, const char *key)
+{
+    char path[200];
+    snprintf(path, sizeof path, "%s/report.json", c->out);
+    json_t *report = json_load_file(path, 0, NULL);
+    json_t *line = json_array_get(json_object_get(report, "shards"), 1);
+    if (step) line = json_object_get(json_object_get(line, "steps"), step);
+    double x = json_number_value(json_object_get(line, key));
+    json_decref(report);
+    return x;
+}
+
+/* The stored block has the error that training saw: the first one's input is the source's. */
+static void test_learned(void **state)
+{
+    NB_UNUSED(state);
+    command near, learned;
+    begin_command(&near, "near");
+    with_text(&near);
+    must_run(&near);
+    begin_command(&learned, "learned");
+    with_text(&learned);
+    learned.opt.method = "signround:iters=20";
+    must_run(&learned);
+    double start = first_block(&learned, "signround", "loss_start");
+    double best = first_block(&learned, "signround", "loss_best");
+    double ratio =
+        first_block(&learned, NULL, "output_error") / first_block(&near, NULL, "output_error");
+    assert_true(best < 0.9 * start);
+    assert_true(fabs(ratio - best / start) < 1e-4 * ratio);
+    assert_int_equal(nb_remove_tree(near.out, NULL), NB_OK);
+    assert_int_equal(nb_remove_tree(learned.out, NULL), NB_OK);
 }
 
 /* At most one block is done again. */
@@ -750,7 +790,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_quantized_source), cmocka_unit_test(test_gptq),
         cmocka_unit_test(test_linear_formats),   cmocka_unit_test(test_calib_acts),
         cmocka_unit_test(test_sequential),       cmocka_unit_test(test_needs_text),
-        cmocka_unit_test(test_statistics),
+        cmocka_unit_test(test_statistics),       cmocka_unit_test(test_learned),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }
