@@ -15,9 +15,9 @@ typedef struct runner {
     nb_block_job job;
     nb_format weights[NB_N_ROLES], acts[NB_N_ROLES];
     nb_attn_formats attn;
-    const nb_method *method; /* at work */
-    unsigned needs;          /* of all steps on the block */
-    nb_ranges *ranges;       /* of the block as it is, or NULL */
+    const nb_step *step; /* at work */
+    unsigned needs;      /* of all steps on the block */
+    nb_ranges *ranges;   /* of the block as it is, or NULL */
     nb_grams *grams;
     bool keep; /* the source's states must stay for another pass */
     nb_error *err;
@@ -114,9 +114,9 @@ static nb_status stats(void *user, nb_role role, nb_input_stats *out, nb_error *
     runner *s = user;
     const nb_host_linear *l = &s->job.block->linear[role];
     *out = (nb_input_stats){0};
-    if (!s->flow || !(s->method->needs & NEED_STATS) || !l->name) {
+    if (!s->flow || !(nb_step_needs(s->step) & NEED_STATS) || !l->name) {
         return nb_fail(err, NB_EUSAGE, "step \"%s\": no statistics of input \"%s\"",
-                       s->method->name, nb_role_names[role]);
+                       s->step->method->name, nb_role_names[role]);
     }
     if (!s->ranges) NB_TRY(gather(s, s->keep));
     nb_ranges_take(s->ranges, role, out);
@@ -137,7 +137,7 @@ static int count_stat_steps(const nb_recipe *r)
 {
     int n = 0;
     for (int i = 0; i < r->n_steps; i++) {
-        n += r->steps[i].method->run_block && (r->steps[i].method->needs & NEED_STATS);
+        n += r->steps[i].method->run_block && (nb_step_needs(&r->steps[i]) & NEED_STATS);
     }
     return n;
 }
@@ -168,7 +168,7 @@ static nb_status run_steps(runner *s)
     for (int i = 0; i < s->recipe->n_steps; i++) {
         const nb_step *step = &s->recipe->steps[i];
         if (!step->method->run_block) continue;
-        s->method = step->method;
+        s->step = step;
         s->job.option = step->option;
         NB_TRY(step->method->run_block(&s->job, s->err));
         snprintf(when, sizeof when, "after step \"%s\"", step->method->name);

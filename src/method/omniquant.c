@@ -9,6 +9,7 @@
  *   lwc_lr=0.01     rate of the clip logits
  *   let_lr=0.005    rate of scales and shifts
  *   alpha=0.5       start of the scales, as SmoothQuant's
+ *   awq_clip        clips start where the step of that name would leave them, not at sigmoid(4)
  *   unit_tokens     each token's error relative to the size of the token that is aimed at
  *
  * Shifts are trained where activations are quantized and norms are LayerNorms, whose biases take
@@ -24,10 +25,11 @@
 #include <math.h>
 #include <string.h>
 
+#include "method/awq_clip.h"
 #include "method/trainer.h"
 #include "model/family.h"
 
-enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA, UNIT_TOKENS };
+enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA, AWQ_CLIP, UNIT_TOKENS };
 
 static const nb_step_option options[] = {
     [LWC] = {"lwc", NB_OPTION_FLAG, 0, 0, 1},
@@ -37,6 +39,7 @@ static const nb_step_option options[] = {
     [LWC_LR] = {"lwc_lr", NB_OPTION_REAL, 1e-2, 0, 100},
     [LET_LR] = {"let_lr", NB_OPTION_REAL, 5e-3, 0, 100},
     [ALPHA] = {"alpha", NB_OPTION_REAL, 0.5, 0, 1},
+    [AWQ_CLIP] = {"awq_clip", NB_OPTION_FLAG, 0, 0, 1},
     [UNIT_TOKENS] = {"unit_tokens", NB_OPTION_FLAG, 0, 0, 1},
     {0},
 };
@@ -102,8 +105,9 @@ static nb_status reset(training *tr, level l, nb_error *err)
     t->train_let = tr->opt.let && l == LEVEL_ALL;
     t->lwc_rate = tr->opt.lwc_rate;
     t->let_rate = tr->opt.let_rate;
-    bool open = l == LEVEL_MINMAX || !tr->opt.lwc;
-    return nb_trainer_reset(t, open ? NB_LWC_OPEN : NB_LWC_PAPER, l >= LEVEL_LWC, err);
+    nb_lwc_start clips = tr->job->option[AWQ_CLIP] != 0 ? NB_LWC_JOB : NB_LWC_PAPER;
+    if (l == LEVEL_MINMAX || !tr->opt.lwc) clips = NB_LWC_OPEN;
+    return nb_trainer_reset(t, clips, l >= LEVEL_LWC, err);
 }
 
 /* The best epoch's state stays in the trainer; *done false: not finite too often. */
@@ -241,6 +245,11 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
         return nb_fail(err, NB_EUSAGE,
                        "step \"omniquant\": nothing to train; say omniquant:lwc, :let or both");
     }
+    if (o[AWQ_CLIP] != 0 && !tr.opt.lwc) {
+        return nb_fail(err, NB_EUSAGE,
+                       "step \"omniquant\": awq_clip is a start for lwc, which is not trained");
+    }
+    if (o[AWQ_CLIP] != 0) NB_TRY(nb_awq_clip_block(job, err));
     choose_pairs(job, &tr.opt);
     nb_status st = nb_trainer_create(&tr.t, job, &tr.opt, err);
     if (st == NB_OK) st = begin_report(&tr, err);
@@ -250,10 +259,16 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
     return st;
 }
 
+static unsigned needs_more(const nb_step *step)
+{
+    return step->option[AWQ_CLIP] != 0 ? NB_NEED_HESSIAN : 0;
+}
+
 const nb_method nb_method_omniquant = {
     .name = "omniquant",
     .kind = NB_STEP_CLIP,
     .needs = NB_NEED_RANGE | NB_NEED_STATES,
+    .needs_more = needs_more,
     .options = options,
     .source = "OmniQuant (arXiv 2308.13137)",
     .run_block = run_omniquant,

@@ -12,6 +12,7 @@
  *   lr=0            rate at first, falling to 0 in a line; 0: 1 / iters, so that the sum of all
  *                   steps is the half that an offset may go
  *   batch=8         windows per step; their gradients are added up in passes of the recipe's batch
+ *   awq_clip        begin with the clip ratios that the step of that name would find
  *   unit_tokens     each token's error relative to the size of the token that is aimed at
  *
  * No run gets worse than it began. The state that is kept is the one with the least loss: that of
@@ -24,15 +25,17 @@
 #include <float.h>
 #include <math.h>
 
+#include "method/awq_clip.h"
 #include "method/round.h"
 #include "method/trainer.h"
 
-enum { ITERS, LR, BATCH, UNIT_TOKENS };
+enum { ITERS, LR, BATCH, AWQ_CLIP, UNIT_TOKENS };
 
 static const nb_step_option options[] = {
     [ITERS] = {"iters", NB_OPTION_WHOLE, 200, 0, 100000},
     [LR] = {"lr", NB_OPTION_REAL, 0, 0, 1},
     [BATCH] = {"batch", NB_OPTION_WHOLE, 8, 1, 4096},
+    [AWQ_CLIP] = {"awq_clip", NB_OPTION_FLAG, 0, 0, 1},
     [UNIT_TOKENS] = {"unit_tokens", NB_OPTION_FLAG, 0, 0, 1},
     {0},
 };
@@ -192,6 +195,7 @@ static nb_status run_signround(nb_block_job *job, nb_error *err)
                               .unit_tokens = o[UNIT_TOKENS] != 0};
     l.rate = o[LR] > 0 ? o[LR] : 1 / fmax(l.iters, 1);
     NB_TRY(check_formats(job, err));
+    if (o[AWQ_CLIP] != 0) NB_TRY(nb_awq_clip_block(job, err));
     nb_status st;
     NB_GOTO(st, nb_trainer_create(&l.t, job, &opt, err));
     l.per_pass = (job->n_windows + l.t.batch - 1) / l.t.batch;
@@ -205,6 +209,11 @@ done:
     return st;
 }
 
+static unsigned needs_more(const nb_step *step)
+{
+    return step->option[AWQ_CLIP] != 0 ? NB_NEED_HESSIAN : 0;
+}
+
 /* Fitted as in training, which knows no importance of inputs. */
 static nb_status round_linear(nb_job *job, nb_error *err)
 {
@@ -216,6 +225,7 @@ const nb_method nb_method_signround = {
     .name = "signround",
     .kind = NB_STEP_ROUND,
     .needs = NB_NEED_STATES | NB_NEED_OFFSETS,
+    .needs_more = needs_more,
     .options = options,
     .source = "AutoRound (arXiv 2309.05516)",
     .run_block = run_signround,

@@ -187,7 +187,7 @@ static void begin_kind(command *c, const char *out, int kind)
     c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq,lorc:rank=2";
     c->opt.acts = "int8:token";
     if (kind == LEARNED) {
-        c->opt.method = "awq,omniquant:lwc:unit_tokens,signround:iters=3:batch=2,lorc:rank=2";
+        c->opt.method = "awq,omniquant:lwc:awq_clip,signround:iters=3:batch=2,lorc:rank=2";
         c->opt.epochs = 1;
     }
     if (kind == MOVED) {
