@@ -260,41 +260,6 @@ static void test_interrupt_calibrated(void **state)
     interrupt_everywhere(LEARNED);
 }
 
-/* A figure of the first block's line in the report. */
-static double first_block(const command *c, const char *step, const char *key)
-{
-    char path[200];
-    snprintf(path, sizeof path, "%s/report.json", c->out);
-    json_t *report = json_load_file(path, 0, NULL);
-    json_t *line = json_array_get(json_object_get(report, "shards"), 1);
-    if (step) line = json_object_get(json_object_get(line, "steps"), step);
-    double x = json_number_value(json_object_get(line, key));
-    json_decref(report);
-    return x;
-}
-
-/* The stored block has the error that training saw: the first one's input is the source's. */
-static void test_learned(void **state)
-{
-    NB_UNUSED(state);
-    command near, learned;
-    begin_command(&near, "near");
-    with_text(&near);
-    must_run(&near);
-    begin_command(&learned, "learned");
-    with_text(&learned);
-    learned.opt.method = "signround:iters=20";
-    must_run(&learned);
-    double start = first_block(&learned, "signround", "loss_start");
-    double best = first_block(&learned, "signround", "loss_best");
-    double ratio =
-        first_block(&learned, NULL, "output_error") / first_block(&near, NULL, "output_error");
-    assert_true(best < 0.9 * start);
-    assert_true(fabs(ratio - best / start) < 1e-4 * ratio);
-    assert_int_equal(nb_remove_tree(near.out, NULL), NB_OK);
-    assert_int_equal(nb_remove_tree(learned.out, NULL), NB_OK);
-}
-
 /* At most one block is done again. */
 static void test_resume_count(void **state)
 {
@@ -790,7 +755,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_quantized_source), cmocka_unit_test(test_gptq),
         cmocka_unit_test(test_linear_formats),   cmocka_unit_test(test_calib_acts),
         cmocka_unit_test(test_sequential),       cmocka_unit_test(test_needs_text),
-        cmocka_unit_test(test_statistics),       cmocka_unit_test(test_learned),
+        cmocka_unit_test(test_statistics),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }

@@ -9,7 +9,9 @@
 
 #include <cmocka.h>
 
+#include "calib/calib.h"
 #include "omni_fixture.h"
+#include "tiny_model.h"
 
 static const omni_variant w2 = {"llama", 32, 4, 2, 8, 48, false, false, "int2:g16", NULL, NULL};
 static const omni_variant w4a4 = {
@@ -128,6 +130,55 @@ static void test_stored_as_trained(void **state)
         assert_true(loss_as_it_is(&f) == number(&f, "loss_best"));
         omni_end(&f);
     }
+}
+
+/* A run of the whole loop with a step: relative output error of the first block as it is stored,
+ * *before and *after: losses that training saw. */
+static double run_loop(const char *root, const char *method, double *before, double *after)
+{
+    char model[160], out[160], path[200];
+    snprintf(model, sizeof model, "%s", tiny_path(root, "model"));
+    snprintf(out, sizeof out, "%s", tiny_path(root, method));
+    snprintf(path, sizeof path, "%s/report.json", out);
+    const char *text = tiny_path(root, "text.txt");
+    nb_quantize_options opt;
+    nb_quantize_result result;
+    nb_error err = {0};
+    nb_quantize_options_default(&opt);
+    opt.model = model;
+    opt.out = out;
+    opt.weights = "int3:g32";
+    opt.method = method;
+    opt.calib = &text;
+    opt.n_calib = 1;
+    opt.samples = 3;
+    opt.seqlen = 32;
+    opt.run.threads = 1;
+    if (nb_calib_run(&opt, &result, &err) != NB_OK) fail_msg("%s", err.message);
+    json_t *report = json_load_file(path, 0, NULL);
+    json_t *line = json_array_get(json_object_get(report, "shards"), 1);
+    json_t *step = json_object_get(json_object_get(line, "steps"), "signround");
+    double error = json_number_value(json_object_get(line, "output_error"));
+    *before = json_number_value(json_object_get(step, "loss_start"));
+    *after = json_number_value(json_object_get(step, "loss_best"));
+    json_decref(report);
+    return error;
+}
+
+/* The stored block has the error that training saw: the first one's input is the source's. */
+static void test_whole_loop(void **state)
+{
+    NB_UNUSED(state);
+    char root[] = "/tmp/nibble-signround-XXXXXX";
+    double before, after;
+    assert_non_null(mkdtemp(root));
+    assert_true(tiny_model_write(tiny_path(root, "model"), 1, NULL));
+    assert_true(tiny_write_text(root, "text.txt"));
+    double nearest = run_loop(root, "nearest", &before, &after);
+    double learned = run_loop(root, "signround:iters=20", &before, &after);
+    assert_true(after < 0.9 * before);
+    assert_true(fabs(learned / nearest - after / before) < 1e-4 * after / before);
+    assert_int_equal(nb_remove_tree(root, NULL), NB_OK);
 }
 
 /* ---- learning ----------------------------------------------------------------------------- */
@@ -293,7 +344,7 @@ int main(void)
         cmocka_unit_test(test_no_steps),          cmocka_unit_test(test_accumulation),
         cmocka_unit_test(test_thread_count),      cmocka_unit_test(test_wild_rate),
         cmocka_unit_test(test_not_finite),        cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_refused),           cmocka_unit_test(test_whole_loop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
