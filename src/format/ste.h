@@ -15,8 +15,13 @@
  *
  *   dL/dv = [inside] g scale      dw^/dscale as above, with w, not w + v scale
  *
- * Nothing flows through a zero point, nor through a scale at the limit of its stored type; an end
- * at 0 has no gradient. */
+ * Nothing flows through a zero point, unless it learns as well: then as if it were no whole number
+ * (LSQ+, arXiv 2004.09576), so that what saturates moves with its own end of the range alone. With
+ * S = sum of g over what saturated and the zero point's share z / span of the range
+ *
+ *   dL/dhi = G dscale/dhi + S share      dL/dlo = G dscale/dlo + S (1 - share)
+ *
+ * Nothing flows through a scale at the limit of its stored type; an end at 0 has no gradient. */
 #ifndef NB_FORMAT_STE_H
 #define NB_FORMAT_STE_H
 
@@ -51,6 +56,13 @@ nb_slope nb_grid_slope(const nb_grid *g, float lo, float hi);
  * straight-through around the rounding of its exponent, too (S. R. Jain et al., "Trained
  * Quantization Thresholds", arXiv 1903.08066, section 3.3). */
 nb_slope nb_grid_clip_slope(const nb_grid *g, float scale, float lo, float hi);
+
+/* The zero point's share of the range where it may learn; < 0: there is none that could. */
+static inline double nb_zero_share(const nb_grid *g, const nb_qparam *p, nb_slope s)
+{
+    bool learns = g->rule == NB_SCALE_RANGE && s.hi > 0;
+    return learns ? (double)p->zero / (double)g->span : -1;
+}
 
 /* Clip ratio of a logit (LWC). */
 static inline float nb_clip_ratio(float logit) { return 1 / (1 + expf(-logit)); }

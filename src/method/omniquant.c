@@ -10,6 +10,8 @@
  *   let_lr=0.005    rate of scales and shifts
  *   alpha=0.5       start of the scales, as SmoothQuant's
  *   awq_clip        clips start where the step of that name would leave them, not at sigmoid(4)
+ *   zero_point      gradients of the clips flow through the zero point, too: each end of a range
+ *                   learns on its own, as if step and zero point were learned
  *   unit_tokens     each token's error relative to the size of the token that is aimed at
  *
  * Shifts are trained where activations are quantized and norms are LayerNorms, whose biases take
@@ -29,7 +31,7 @@
 #include "method/trainer.h"
 #include "model/family.h"
 
-enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA, AWQ_CLIP, UNIT_TOKENS };
+enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA, AWQ_CLIP, ZERO_POINT, UNIT_TOKENS };
 
 static const nb_step_option options[] = {
     [LWC] = {"lwc", NB_OPTION_FLAG, 0, 0, 1},
@@ -40,6 +42,7 @@ static const nb_step_option options[] = {
     [LET_LR] = {"let_lr", NB_OPTION_REAL, 5e-3, 0, 100},
     [ALPHA] = {"alpha", NB_OPTION_REAL, 0.5, 0, 1},
     [AWQ_CLIP] = {"awq_clip", NB_OPTION_FLAG, 0, 0, 1},
+    [ZERO_POINT] = {"zero_point", NB_OPTION_FLAG, 0, 0, 1},
     [UNIT_TOKENS] = {"unit_tokens", NB_OPTION_FLAG, 0, 0, 1},
     {0},
 };
@@ -238,6 +241,7 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
                            .let = o[LET] != 0,
                            .aug = o[AUG] != 0,
                            .unit_tokens = o[UNIT_TOKENS] != 0,
+                           .zero_point = o[ZERO_POINT] != 0,
                            .lwc_rate = o[LWC_LR],
                            .let_rate = o[LET_LR],
                            .start = {.alpha = o[ALPHA]}}};

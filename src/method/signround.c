@@ -13,6 +13,8 @@
  *                   steps is the half that an offset may go
  *   batch=8         windows per step; their gradients are added up in passes of the recipe's batch
  *   awq_clip        begin with the clip ratios that the step of that name would find
+ *   zero_point      gradients of the clips flow through the zero point, too: each end of a range
+ *                   learns on its own, as if step and zero point were learned
  *   unit_tokens     each token's error relative to the size of the token that is aimed at
  *
  * No run gets worse than it began. The state that is kept is the one with the least loss: that of
@@ -29,13 +31,14 @@
 #include "method/round.h"
 #include "method/trainer.h"
 
-enum { ITERS, LR, BATCH, AWQ_CLIP, UNIT_TOKENS };
+enum { ITERS, LR, BATCH, AWQ_CLIP, ZERO_POINT, UNIT_TOKENS };
 
 static const nb_step_option options[] = {
     [ITERS] = {"iters", NB_OPTION_WHOLE, 200, 0, 100000},
     [LR] = {"lr", NB_OPTION_REAL, 0, 0, 1},
     [BATCH] = {"batch", NB_OPTION_WHOLE, 8, 1, 4096},
     [AWQ_CLIP] = {"awq_clip", NB_OPTION_FLAG, 0, 0, 1},
+    [ZERO_POINT] = {"zero_point", NB_OPTION_FLAG, 0, 0, 1},
     [UNIT_TOKENS] = {"unit_tokens", NB_OPTION_FLAG, 0, 0, 1},
     {0},
 };
@@ -192,7 +195,8 @@ static nb_status run_signround(nb_block_job *job, nb_error *err)
     nb_trainer_options opt = {.step = "signround",
                               .rounding = true,
                               .batch = (int)o[BATCH],
-                              .unit_tokens = o[UNIT_TOKENS] != 0};
+                              .unit_tokens = o[UNIT_TOKENS] != 0,
+                              .zero_point = o[ZERO_POINT] != 0};
     l.rate = o[LR] > 0 ? o[LR] : 1 / fmax(l.iters, 1);
     NB_TRY(check_formats(job, err));
     if (o[AWQ_CLIP] != 0) NB_TRY(nb_awq_clip_block(job, err));

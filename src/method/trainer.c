@@ -163,7 +163,7 @@ static int clamp_windows(int n, int most) { return n < 1 ? 1 : n < most ? n : mo
 nb_status nb_trainer_create(nb_trainer *t, nb_block_job *job, const nb_trainer_options *opt,
                             nb_error *err)
 {
-    *t = (nb_trainer){.job = job, .unit_tokens = opt->unit_tokens};
+    *t = (nb_trainer){.job = job, .unit_tokens = opt->unit_tokens, .zero_point = opt->zero_point};
     NB_TRY(check_acts(job, opt->step, err));
     t->batch = clamp_windows(opt->batch ? opt->batch : job->batch, job->n_windows);
     t->at_once = opt->rounding ? clamp_windows(job->batch, t->batch) : t->batch;
@@ -261,7 +261,8 @@ static void receive_weight(void *user, nb_role r, nb_view dw)
         return;
     }
     be->ops->clip_backward(be, t->lwc.dhi[r], t->lwc.dlo[r], t->dcol[r], dw, t->weight[r],
-                           t->row[r], t->col[r], t->lwc.hi[r], t->lwc.lo[r], &t->job->weights[r]);
+                           t->row[r], t->col[r], t->lwc.hi[r], t->lwc.lo[r], t->zero_point,
+                           &t->job->weights[r]);
 }
 
 /* What the weights' gradients, added up, mean for offsets and clips. */
@@ -272,7 +273,8 @@ static void differentiate_rounding(nb_trainer *t)
     for (int r = 0; r < NB_N_ROLES; r++) {
         if (!g->v[r].buf) continue;
         be->ops->round_backward(be, g->dv[r], t->lwc.dhi[r], t->lwc.dlo[r], g->dv[r], t->weight[r],
-                                g->v[r], t->lwc.hi[r], t->lwc.lo[r], &t->job->weights[r]);
+                                g->v[r], t->lwc.hi[r], t->lwc.lo[r], t->zero_point,
+                                &t->job->weights[r]);
     }
 }
 

@@ -18,7 +18,7 @@ typedef struct nb_trainer {
     nb_block_job *job;
     int batch;   /* windows of a step */
     int at_once; /* windows of a pass: fewer only where gradients of weights are added up */
-    bool unit_tokens;
+    bool unit_tokens, zero_point;
     bool train_lwc, train_let;
     double lwc_rate, let_rate;
     int64_t step;  /* of the optimizer since it was fresh */
@@ -51,6 +51,7 @@ typedef struct nb_trainer_options {
     bool rounding;    /* learn it: passes are added up to a step of `batch` windows */
     int batch;        /* 0: the job's */
     bool unit_tokens; /* errors relative to the mean square of the target's token */
+    bool zero_point;  /* gradients of clips flow through it, too (format/ste.h) */
     double lwc_rate, let_rate;
     nb_let_options start;
 } nb_trainer_options;

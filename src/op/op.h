@@ -191,10 +191,10 @@ typedef struct nb_ops {
     void (*clip_forward)(nb_backend *be, nb_view out, nb_view w, nb_view row, nb_view col,
                          nb_view u, nb_view l, const nb_format *fmt);
     /* du, dl [N, groups] from g [N, M], the gradient of out; colsum [1, M] = sum over i of
-     * dw'[i,j] w'[i,j] (C of section 7.4), buf NULL: not wanted. du, dl may be u, l; for a plain
-     * fmt, or none, they stay as they are. */
+     * dw'[i,j] w'[i,j] (C of section 7.4), buf NULL: not wanted. zero: the zero point learns, too.
+     * du, dl may be u, l; for a plain fmt, or none, they stay as they are. */
     void (*clip_backward)(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
-                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
+                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l, bool zero,
                           const nb_format *fmt);
 
     /* out [N, M] = w as it will be stored with learned rounding: fitted with its range shrunk to
@@ -203,9 +203,10 @@ typedef struct nb_ops {
     void (*round_forward)(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_view hi, nb_view lo,
                           const nb_format *fmt);
     /* dv [N, M], dhi, dlo [N, groups] from g [N, M], the gradient of out, straight through the
-     * rounding. dv may be g. */
+     * rounding; zero as above. dv may be g. */
     void (*round_backward)(nb_backend *be, nb_view dv, nb_view dhi, nb_view dlo, nb_view g,
-                           nb_view w, nb_view v, nb_view hi, nb_view lo, const nb_format *fmt);
+                           nb_view w, nb_view v, nb_view hi, nb_view lo, bool zero,
+                           const nb_format *fmt);
 
     /* dy = scale weight (y - target) (+ dy); returns sum weight (y - target)^2. Waits. dy may be y.
      * weight of a token (row): 1 or, unit, 1 / mean square of its target, which makes the sum one

@@ -156,7 +156,7 @@ static void run_clip(nb_backend *be, const op_case *c, double *out)
     nb_view no = {0};
     be->ops->clip_forward(be, y, w, c->bias ? row : no, c->bias ? col : no, u, l, &f);
     be->ops->clip_backward(be, c->in_place ? u : du, c->in_place ? l : dl, c->add ? sum : no, g, w,
-                           c->bias ? row : no, c->bias ? col : no, u, l, &f);
+                           c->bias ? row : no, c->bias ? col : no, u, l, c->seed % 4 == 1, &f);
     take_view(be, y, out);
     take_view(be, c->in_place ? u : du, out + n);
     take_view(be, c->in_place ? l : dl, out + n + c->N * groups);
@@ -182,7 +182,8 @@ static void run_round(nb_backend *be, const op_case *c, double *out)
     be->ops->sign_step(be, v, g, 0.125, -0.5, 0.5);
     take_view(be, v, out);
     be->ops->round_forward(be, y, w, v, hi, lo, &f);
-    be->ops->round_backward(be, c->in_place ? g : dv, dhi, dlo, g, w, v, hi, lo, &f);
+    be->ops->round_backward(be, c->in_place ? g : dv, dhi, dlo, g, w, v, hi, lo, c->seed % 4 == 1,
+                            &f);
     take_view(be, y, out + n);
     take_view(be, c->in_place ? g : dv, out + 2 * n);
     take_view(be, dhi, out + 3 * n);

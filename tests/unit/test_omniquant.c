@@ -242,6 +242,7 @@ static void test_loss_falls(void **state)
                 {&w2, "omniquant:lwc:aug"},
                 {&w2, "omniquant:lwc:unit_tokens"},
                 {&w2, "omniquant:lwc:awq_clip"},
+                {&w2, "omniquant:lwc:zero_point"},
                 {&w4a4, "omniquant:let"},
                 {&w4a4, "omniquant:lwc:let"}};
     for (size_t i = 0; i < NB_COUNT(runs); i++) {

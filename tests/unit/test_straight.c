@@ -56,7 +56,7 @@ static void test_golden_clip(void **state)
     nb_view du = upload(be, 1, 1, logit), dl = upload(be, 1, 1, logit), no = {0};
     nb_view y = upload(be, 1, 6, golden_w), sum = upload(be, 1, 6, golden_w);
     be->ops->clip_forward(be, y, w, no, no, u, l, &f);
-    be->ops->clip_backward(be, du, dl, sum, g, w, no, no, u, l, &f);
+    be->ops->clip_backward(be, du, dl, sum, g, w, no, no, u, l, false, &f);
     double got[6];
     take(be, y, got);
     check_near(got, (const double[]){-h, -h, 0, h, 2 * h, 0}, 6, 1e-7);
@@ -142,7 +142,8 @@ typedef struct frozen {
     double w[SIZE], g[SIZE], row[ROWS], col[COLS], u[SIZE], l[SIZE], v[SIZE], v0[SIZE];
     bool inside[SIZE];
     double omega[SIZE]; /* level - w/h inside, level outside */
-    double h0[SIZE], smooth0[SIZE];
+    bool zero;          /* the zero point learns: what saturated stays at its end of the range */
+    double h0[SIZE], smooth0[SIZE], lo0[SIZE], hi0[SIZE];
     nb_grid grid[SIZE];
 } frozen;
 
@@ -159,11 +160,9 @@ static double value_at(const frozen *z, int64_t i, int64_t j)
     return z->w[i * COLS + j] * z->row[i] * z->col[j];
 }
 
-/* Scale of group k (counted through all rows) as a smooth function of its range; by_clip: of the
- * clip ratios, where stepped scales move, too. */
-static double smooth_scale(const frozen *z, int64_t k, bool by_clip)
+/* Range of group k, counted through all rows. */
+static void range_of(const frozen *z, int64_t k, double *out_lo, double *out_hi)
 {
-    const nb_grid *grid = &z->grid[k];
     int64_t i = k / z->groups, at = nb_group_begin(&z->f, k % z->groups);
     int64_t end = at + nb_group_length(&z->f, COLS, k % z->groups);
     double lo = 0, hi = 0;
@@ -171,12 +170,29 @@ static double smooth_scale(const frozen *z, int64_t k, bool by_clip)
         lo = fmin(lo, value_at(z, i, j));
         hi = fmax(hi, value_at(z, i, j));
     }
-    lo *= ratio(z, z->l[k]);
-    hi *= ratio(z, z->u[k]);
+    *out_lo = lo * ratio(z, z->l[k]);
+    *out_hi = hi * ratio(z, z->u[k]);
+}
+
+/* Its scale as a smooth function of that; by_clip: of the clip ratios, where stepped scales move,
+ * too. */
+static double smooth_scale(const frozen *z, int64_t k, bool by_clip)
+{
+    const nb_grid *grid = &z->grid[k];
+    double lo, hi;
+    range_of(z, k, &lo, &hi);
     double width = grid->rule == NB_SCALE_RANGE ? hi - lo : fmax(-lo, hi);
     if (grid->rule == NB_SCALE_STEPPED) return by_clip ? width : 0;
     double scale = width / grid->span;
     return scale < grid->scale_min || scale > grid->scale_max ? 0 : scale;
+}
+
+/* By how much what saturated in group k moves with its end, where the zero point learns. */
+static double end_shift(const frozen *z, int64_t k, double level)
+{
+    double lo, hi;
+    range_of(z, k, &lo, &hi);
+    return level > 0 ? hi - z->hi0[k] : lo - z->lo0[k];
 }
 
 /* sum g w^ */
@@ -193,6 +209,11 @@ static double objective(const frozen *z, bool by_clip)
         for (int64_t j = at; j < end; j++) {
             int64_t e = i * COLS + j;
             double inside = value_at(z, i, j) + (z->v[e] - z->v0[e]) * h;
+            bool ends = z->zero && smooth > 0 && z->grid[k].rule == NB_SCALE_RANGE;
+            if (ends && !z->inside[e]) {
+                sum += z->g[e] * (z->omega[e] * z->h0[k] + end_shift(z, k, z->omega[e]));
+                continue;
+            }
             sum += z->g[e] * ((z->inside[e] ? inside : 0) + z->omega[e] * h);
         }
     }
@@ -269,7 +290,10 @@ static frozen *make_frozen(const char *word, bool clipped, uint64_t seed)
 static double difference(frozen *z, double *x, bool by_clip)
 {
     const double step = 1e-6;
-    for (int64_t k = 0; k < ROWS * z->groups; k++) z->smooth0[k] = smooth_scale(z, k, by_clip);
+    for (int64_t k = 0; k < ROWS * z->groups; k++) {
+        z->smooth0[k] = smooth_scale(z, k, by_clip);
+        range_of(z, k, &z->lo0[k], &z->hi0[k]);
+    }
     double old = *x;
     *x = old + step;
     double up = objective(z, by_clip);
@@ -291,17 +315,18 @@ static void check_gradient(const char *word, const char *what, frozen *z, double
     }
 }
 
-static void check_clip(const char *word, uint64_t seed)
+static void check_clip(const char *word, uint64_t seed, bool zero)
 {
     nb_backend *be = make_backend("ref64", 1, NB_COMPUTE_F32, ~0u);
     frozen *z = make_frozen(word, true, seed);
+    z->zero = zero;
     int64_t n = ROWS * z->groups;
     nb_view w = upload(be, ROWS, COLS, z->w), g = upload(be, ROWS, COLS, z->g);
     nb_view row = upload(be, 1, ROWS, z->row), col = upload(be, 1, COLS, z->col);
     nb_view u = upload(be, ROWS, z->groups, z->u), l = upload(be, ROWS, z->groups, z->l);
     nb_view sum = upload(be, 1, COLS, z->col);
     double got[SIZE];
-    be->ops->clip_backward(be, u, l, sum, g, w, row, col, u, l, &z->f);
+    be->ops->clip_backward(be, u, l, sum, g, w, row, col, u, l, zero, &z->f);
     take(be, u, got);
     check_gradient(word, "du", z, z->u, n, got, true, NULL);
     take(be, l, got);
@@ -321,7 +346,7 @@ static void test_clip(void **state)
         "fp4:g16",  "fp4e3m0:row", "fp6:g8",     "fp8:row",    "nvfp4",        "mxfp4",
         "mxint8",   "dialect:b16", "fp4:g16:m2", "fp4:g16:m1", "nvfp4:46"};
     for (size_t i = 0; i < NB_COUNT(words); i++) {
-        for (uint64_t seed = 1; seed <= 3; seed++) check_clip(words[i], seed);
+        for (uint64_t seed = 1; seed <= 6; seed++) check_clip(words[i], seed, seed > 3);
     }
 }
 
@@ -340,17 +365,18 @@ static frozen *make_moved(const char *word, uint64_t seed)
     return z;
 }
 
-static void check_round(const char *word, uint64_t seed)
+static void check_round(const char *word, uint64_t seed, bool zero)
 {
     nb_backend *be = make_backend("ref64", 1, NB_COMPUTE_F32, ~0u);
     frozen *z = make_moved(word, seed);
+    z->zero = zero;
     int64_t n = ROWS * z->groups;
     nb_view w = upload(be, ROWS, COLS, z->w), g = upload(be, ROWS, COLS, z->g);
     nb_view v = upload(be, ROWS, COLS, z->v), hi = upload(be, ROWS, z->groups, z->u);
     nb_view lo = upload(be, ROWS, z->groups, z->l), dhi = upload(be, ROWS, z->groups, z->u);
     nb_view dlo = upload(be, ROWS, z->groups, z->l);
     double got[SIZE];
-    be->ops->round_backward(be, g, dhi, dlo, g, w, v, hi, lo, &z->f);
+    be->ops->round_backward(be, g, dhi, dlo, g, w, v, hi, lo, zero, &z->f);
     take(be, g, got);
     check_gradient(word, "dv", z, z->v, SIZE, got, false, NULL);
     take(be, dhi, got);
@@ -368,7 +394,7 @@ static void test_round(void **state)
     static const char *const words[] = {"int2:row",     "int3:g8", "int4:g32", "int8:row",
                                         "int3:g16:sym", "fp4:g16", "mxfp4",    "dialect:b16"};
     for (size_t i = 0; i < NB_COUNT(words); i++) {
-        for (uint64_t seed = 1; seed <= 3; seed++) check_round(words[i], seed);
+        for (uint64_t seed = 1; seed <= 6; seed++) check_round(words[i], seed, seed > 3);
     }
 }
 
@@ -386,7 +412,7 @@ static void test_golden_round(void **state)
     nb_view dhi = upload(be, 1, 1, &one), dlo = upload(be, 1, 1, &one);
     double got[5];
     be->ops->round_forward(be, y, vw, vv, hi, lo, &f);
-    be->ops->round_backward(be, vg, dhi, dlo, vg, vw, vv, hi, lo, &f);
+    be->ops->round_backward(be, vg, dhi, dlo, vg, vw, vv, hi, lo, false, &f);
     take(be, y, got);
     check_near(got, (const double[]){-1, 1, 1, 2, 2}, 5, 0);
     take(be, vg, got);
@@ -430,7 +456,7 @@ static void test_floor(void **state)
     const double w[8] = {1e-6, -2e-6, 3e-6, 4e-6, 0, 1e-5, 0, 0}, g[8] = {1, 2, 3, 4, 5, 6, 7, 8};
     nb_view vw = upload(be, 1, 8, w), vg = upload(be, 1, 8, g), u = upload(be, 1, 1, g);
     nb_view l = upload(be, 1, 1, g), no = {0};
-    be->ops->clip_backward(be, u, l, no, vg, vw, no, no, u, l, &f);
+    be->ops->clip_backward(be, u, l, no, vg, vw, no, no, u, l, true, &f);
     double du, dl;
     take(be, u, &du);
     take(be, l, &dl);

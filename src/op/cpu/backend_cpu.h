@@ -162,12 +162,13 @@ void nb_cpu_quant_backward(nb_backend *be, nb_view dx, nb_view g, nb_view x, con
 void nb_cpu_clip_forward(nb_backend *be, nb_view out, nb_view w, nb_view row, nb_view col,
                          nb_view u, nb_view l, const nb_format *fmt);
 void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
-                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
+                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l, bool zero,
                           const nb_format *fmt);
 void nb_cpu_round_forward(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_view hi, nb_view lo,
                           const nb_format *fmt);
 void nb_cpu_round_backward(nb_backend *be, nb_view dv, nb_view dhi, nb_view dlo, nb_view g,
-                           nb_view w, nb_view v, nb_view hi, nb_view lo, const nb_format *fmt);
+                           nb_view w, nb_view v, nb_view hi, nb_view lo, bool zero,
+                           const nb_format *fmt);
 
 /* loss_cpu.c */
 void nb_cpu_nll_forward(nb_backend *be, double *nll, nb_view logits, const int32_t *targets);
