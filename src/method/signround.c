@@ -17,9 +17,10 @@
  *                   learns on its own, as if step and zero point were learned
  *   unit_tokens     each token's error relative to the size of the token that is aimed at
  *
- * No run gets worse than it began. The state that is kept is the one with the least loss: that of
- * the steps of one whole pass over the windows, up to and including its own. A step that is not
- * finite is dropped, the best state restored, the rate halved; after three, training ends.
+ * No run gets worse than it began. The state that is kept is the last, or the one before the last
+ * step of the pass over all windows whose steps had the least loss, and only if its loss over all
+ * windows is below that of the start. A step that is not finite is dropped, the best state
+ * restored, the rate halved; after three, training ends.
  *
  * Source: AutoRound (arXiv 2309.05516). Deviations: windows in stored order, not drawn; the least
  * loss is of all windows, not of those that were drawn; grids that are not uniform count their
@@ -43,16 +44,15 @@ static const nb_step_option options[] = {
     {0},
 };
 
-enum { MAX_FAULTS = 3, REPORTED = 10 /* losses in the report */ };
+enum { MAX_FAULTS = 3, TENTHS = 10 };
 
 typedef struct learner {
     nb_block_job *job;
     nb_trainer t;
-    int iters, faults;
-    double rate;    /* at first */
-    double *recent; /* [per_pass] losses of the last steps, times their windows */
-    int per_pass;   /* steps */
-    int n_recent;   /* in a row without fault */
+    int iters, step, faults; /* step: done or dropped */
+    double rate;             /* at first */
+    int w;                   /* first window of the next step */
+    double sum, best;        /* losses of the pass at hand, times windows; least mean of a pass */
     json_t *report, *losses, *fallbacks; /* the last two borrowed from the first */
 } learner;
 
@@ -78,23 +78,30 @@ static void end_report(learner *l, double start, double best, const char *kept)
     if (l->job->report) json_object_set(l->job->report, "signround", l->report);
 }
 
-static void report_fault(learner *l, int i)
+static void report_fault(learner *l)
 {
-    json_array_append_new(l->fallbacks, json_pack("{s:i, s:s, s:f}", "step", i + 1, "not_finite",
-                                                  l->t.fault, "lr", l->rate));
+    json_array_append_new(l->fallbacks, json_pack("{s:i, s:s, s:f}", "step", l->step + 1,
+                                                  "not_finite", l->t.fault, "lr", l->rate));
+}
+
+/* The step at hand ends a tenth of all. */
+static bool is_tenth(const learner *l)
+{
+    int64_t before = (int64_t)l->step * TENTHS / l->iters;
+    return ((int64_t)l->step + 1) * TENTHS / l->iters != before;
 }
 
 /* ---- training ----------------------------------------------------------------------------- */
 
-/* Loss over the last pass; infinite where the last fault is nearer. */
-static double pass_loss(learner *l, int i, double loss, int n)
+/* The loss of n windows more; at the end of a pass the state may be the best. */
+static void take_loss(learner *l, double loss, int n)
 {
-    double sum = 0;
-    l->recent[i % l->per_pass] = loss * n;
-    if (l->n_recent < l->per_pass) l->n_recent++;
-    if (l->n_recent < l->per_pass) return INFINITY;
-    for (int k = 0; k < l->per_pass; k++) sum += l->recent[k];
-    return sum / l->job->n_windows;
+    l->sum += loss * n;
+    l->w += n;
+    if (l->w < l->job->n_windows) return;
+    if (l->sum < l->best * l->w) nb_trainer_save(&l->t);
+    l->best = fmin(l->best, l->sum / l->w);
+    l->sum = l->w = 0;
 }
 
 static void update(learner *l, double rate)
@@ -105,47 +112,44 @@ static void update(learner *l, double rate)
     l->t.total++;
 }
 
-static nb_status drop_step(learner *l, int i, nb_error *err)
+/* The pass begins anew. */
+static nb_status drop_step(learner *l, nb_error *err)
 {
-    report_fault(l, i);
+    report_fault(l);
     l->faults++;
     l->rate /= 2;
-    l->n_recent = 0;
+    l->sum = l->w = 0;
     return nb_trainer_restore(&l->t, err);
 }
 
-/* The best state stays in the trainer's `best`, *best its loss; the last in the trainer. */
-static nb_status learn(learner *l, double *best, nb_error *err)
+static nb_status run_step(learner *l, nb_error *err)
 {
     nb_trainer *t = &l->t;
-    *best = INFINITY;
-    for (int i = 0, w = 0, n; i < l->iters && l->faults < MAX_FAULTS; i++) {
-        double loss;
-        bool finite;
-        n = t->batch < l->job->n_windows - w ? t->batch : l->job->n_windows - w;
-        NB_TRY(nb_trainer_gradient(t, w, n, &loss, &finite, err));
-        NB_TRY(nb_trainer_tick(l->job, n));
-        if (!finite) {
-            NB_TRY(drop_step(l, i, err));
-            continue;
-        }
-        double mean = pass_loss(l, i, loss, n);
-        if (mean < *best) nb_trainer_save(t);
-        *best = fmin(*best, mean);
-        if ((int64_t)(i + 1) * REPORTED / l->iters != (int64_t)i * REPORTED / l->iters) {
-            json_array_append_new(l->losses, json_real(loss));
-        }
-        update(l, l->rate * (1 - (double)i / l->iters));
-        w = (w + n) % l->job->n_windows;
-    }
+    double loss, left = 1 - (double)l->step / l->iters;
+    bool finite;
+    int n = l->job->n_windows - l->w;
+    if (n > t->batch) n = t->batch;
+    NB_TRY(nb_trainer_gradient(t, l->w, n, &loss, &finite, err));
+    NB_TRY(nb_trainer_tick(l->job, n));
+    if (!finite) return drop_step(l, err);
+    take_loss(l, loss, n);
+    if (is_tenth(l)) json_array_append_new(l->losses, json_real(loss));
+    update(l, l->rate * left);
+    return NB_OK;
+}
+
+/* The best state stays in the trainer's `best`, the last in the trainer. */
+static nb_status learn(learner *l, nb_error *err)
+{
+    for (; l->step < l->iters && l->faults < MAX_FAULTS; l->step++) NB_TRY(run_step(l, err));
     return NB_OK;
 }
 
 /* The last state, which no step has seen, or the best one; *loss of it over all windows. */
-static nb_status take_best(learner *l, double best, double *loss, nb_error *err)
+static nb_status take_best(learner *l, double *loss, nb_error *err)
 {
     NB_TRY(nb_trainer_loss(&l->t, loss, err));
-    if (*loss < best) return NB_OK;
+    if (*loss < l->best) return NB_OK;
     NB_TRY(nb_trainer_restore(&l->t, err));
     return nb_trainer_loss(&l->t, loss, err);
 }
@@ -163,8 +167,8 @@ static nb_status run_learner(learner *l, nb_error *err)
                        "are not finite",
                        l->job->block->layer, start);
     }
-    NB_TRY(learn(l, &best, err));
-    NB_TRY(take_best(l, best, &best, err));
+    NB_TRY(learn(l, err));
+    NB_TRY(take_best(l, &best, err));
     if (!(best < start)) {
         kept = "start";
         NB_TRY(nb_trainer_reset(&l->t, NB_LWC_JOB, true, err));
@@ -191,7 +195,7 @@ static nb_status check_formats(const nb_block_job *job, nb_error *err)
 static nb_status run_signround(nb_block_job *job, nb_error *err)
 {
     const double *o = job->option;
-    learner l = {.job = job, .iters = (int)o[ITERS]};
+    learner l = {.job = job, .iters = (int)o[ITERS], .best = INFINITY};
     nb_trainer_options opt = {.step = "signround",
                               .rounding = true,
                               .batch = (int)o[BATCH],
@@ -202,9 +206,6 @@ static nb_status run_signround(nb_block_job *job, nb_error *err)
     if (o[AWQ_CLIP] != 0) NB_TRY(nb_awq_clip_block(job, err));
     nb_status st;
     NB_GOTO(st, nb_trainer_create(&l.t, job, &opt, err));
-    l.per_pass = (job->n_windows + l.t.batch - 1) / l.t.batch;
-    l.recent = nb_arena_alloc(job->arena, (size_t)l.per_pass, sizeof *l.recent);
-    NB_GOTO(st, l.recent ? NB_OK : nb_fail_memory(err, "losses", (size_t)l.per_pass * 8));
     NB_GOTO(st, begin_report(&l, err));
     st = run_learner(&l, err);
 done:
