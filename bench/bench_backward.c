@@ -122,7 +122,10 @@ static void op_quant_back(bench *b)
 {
     b->be->ops->quant_backward(b->be, b->dgate, b->dup, b->gate, &b->act);
 }
-static void op_mse(bench *b) { b->be->ops->mse_backward(b->be, b->dx, b->y, b->x, 1e-6, false); }
+static void op_mse(bench *b)
+{
+    b->be->ops->mse_backward(b->be, b->dx, b->y, b->x, false, 1e-6, false);
+}
 
 /* ---- table ----------------------------------------------------------------------------- */
 

@@ -154,7 +154,7 @@ static double time_step(setup *s, bool let, int steps, double *cpu)
     nb_trainer_options o = {
         .lwc = true, .let = let, .start = {.pair = {let, let, let, let}, .alpha = 0.5}};
     check(nb_trainer_create(&t, &s->job, &o, &err), &err);
-    check(nb_trainer_reset(&t, NB_LWC_START, false, &err), &err);
+    check(nb_trainer_reset(&t, NB_LWC_PAPER, false, &err), &err);
     t.train_lwc = true;
     t.train_let = let;
     t.lwc_rate = 1e-2;

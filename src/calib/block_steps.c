@@ -15,9 +15,9 @@ typedef struct runner {
     nb_block_job job;
     nb_format weights[NB_N_ROLES], acts[NB_N_ROLES];
     nb_attn_formats attn;
-    const nb_method *method; /* at work */
-    unsigned needs;          /* of all steps on the block */
-    nb_ranges *ranges;       /* of the block as it is, or NULL */
+    const nb_step *step; /* at work */
+    unsigned needs;      /* of all steps on the block */
+    nb_ranges *ranges;   /* of the block as it is, or NULL */
     nb_grams *grams;
     bool keep; /* the source's states must stay for another pass */
     nb_error *err;
@@ -55,6 +55,17 @@ static nb_status make_clips(nb_block_job *job, nb_role role, nb_error *err)
     return NB_OK;
 }
 
+/* The arena's memory is zero. */
+static nb_status make_offsets(nb_block_job *job, nb_role role, nb_error *err)
+{
+    const nb_matrix *w = &job->block->linear[role].w;
+    if (!nb_format_is_quantized(&job->weights[role])) return NB_OK;
+    size_t n = (size_t)(w->n_out * w->n_in);
+    job->offset[role] = nb_arena_alloc(job->arena, n, sizeof(float));
+    if (job->offset[role]) return NB_OK;
+    return nb_fail_memory(err, job->block->linear[role].name, n * sizeof(float));
+}
+
 static nb_status make_copies(runner *s)
 {
     for (int r = 0; r < NB_N_ROLES; r++) {
@@ -64,6 +75,7 @@ static nb_status make_copies(runner *s)
         if (!l->name) continue;
         NB_TRY(copy_weight(&s->job, l, s->err));
         NB_TRY(make_clips(&s->job, (nb_role)r, s->err));
+        if (s->needs & NB_NEED_OFFSETS) NB_TRY(make_offsets(&s->job, (nb_role)r, s->err));
     }
     return nb_block_check(&s->job, "of the source", s->err);
 }
@@ -102,9 +114,9 @@ static nb_status stats(void *user, nb_role role, nb_input_stats *out, nb_error *
     runner *s = user;
     const nb_host_linear *l = &s->job.block->linear[role];
     *out = (nb_input_stats){0};
-    if (!s->flow || !(s->method->needs & NEED_STATS) || !l->name) {
+    if (!s->flow || !(nb_step_needs(s->step) & NEED_STATS) || !l->name) {
         return nb_fail(err, NB_EUSAGE, "step \"%s\": no statistics of input \"%s\"",
-                       s->method->name, nb_role_names[role]);
+                       s->step->method->name, nb_role_names[role]);
     }
     if (!s->ranges) NB_TRY(gather(s, s->keep));
     nb_ranges_take(s->ranges, role, out);
@@ -125,7 +137,7 @@ static int count_stat_steps(const nb_recipe *r)
 {
     int n = 0;
     for (int i = 0; i < r->n_steps; i++) {
-        n += r->steps[i].method->run_block && (r->steps[i].method->needs & NEED_STATS);
+        n += r->steps[i].method->run_block && (nb_step_needs(&r->steps[i]) & NEED_STATS);
     }
     return n;
 }
@@ -156,7 +168,7 @@ static nb_status run_steps(runner *s)
     for (int i = 0; i < s->recipe->n_steps; i++) {
         const nb_step *step = &s->recipe->steps[i];
         if (!step->method->run_block) continue;
-        s->method = step->method;
+        s->step = step;
         s->job.option = step->option;
         NB_TRY(step->method->run_block(&s->job, s->err));
         snprintf(when, sizeof when, "after step \"%s\"", step->method->name);
@@ -171,6 +183,7 @@ static void take_result(nb_block_job *job, nb_block_result *out)
     for (int r = 0; r < NB_N_ROLES; r++) {
         out->clip_lo[r] = job->clip_lo[r];
         out->clip_hi[r] = job->clip_hi[r];
+        out->offset[r] = job->offset[r];
     }
     if (json_object_size(job->report) == 0) return;
     out->report = job->report;
@@ -229,5 +242,7 @@ int64_t nb_block_steps_bytes(const nb_recipe *recipe, const nb_config *cfg, int6
     if (needs & NEED_STATS) bytes += nb_ranges_bytes(cfg, recipe->seqlen);
     if (needs & NB_NEED_HESSIAN) bytes += nb_grams_bytes(cfg);
     if (needs & NB_NEED_STATES) bytes += training_bytes(recipe, cfg, weights);
+    /* what is handed over; offsets, their gradient and the best of them on the device */
+    if (needs & NB_NEED_OFFSETS) bytes += 4 * 4 * weights;
     return bytes;
 }

@@ -7,6 +7,7 @@
 /* What they leave beside the edited block. */
 typedef struct nb_block_result {
     float *clip_lo[NB_N_ROLES], *clip_hi[NB_N_ROLES]; /* nb_block_job's; NULL: all 1 */
+    float *offset[NB_N_ROLES];                        /* likewise; NULL: all 0 */
     json_t *report; /* object by step, or NULL: nothing to say; owned by the caller */
 } nb_block_result;
 

@@ -152,6 +152,7 @@ static nb_status add_roles(builder *b, nb_host_block *block, const nb_block_resu
         if (!l->name || !(roles & 1u << r)) continue;
         how.clip_lo = steps->clip_lo[r];
         how.clip_hi = steps->clip_hi[r];
+        how.offset = steps->offset[r];
         how.hessian = how.importance = NULL;
         if (grams && nb_format_is_quantized(format)) {
             NB_TRY(nb_grams_take(grams, (nb_role)r, &how.hessian, &how.importance, b->err));

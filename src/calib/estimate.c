@@ -90,7 +90,8 @@ nb_status nb_estimate_seconds(const nb_calib *c, double *seconds, nb_error *err)
     NB_TRY(time_linears(c, &block, &linears, err));
     /* A window's time is that of two forwards; statistics take a third, or one each. */
     if (nb_recipe_needs(r) & NB_NEED_HESSIAN) window *= r->sequential ? 3 : 1.5;
-    /* Training goes with the windows; what searches hardly does. */
+    /* Training goes with the windows (learned rounding with those of a step: at most that); what
+     * searches hardly does. */
     if (nb_recipe_block_needs(r) & NB_NEED_STATES) steps *= r->samples;
     int n_layers = nb_source_config(c->source)->n_layers;
     *seconds = n_layers * (steps + linears + window * r->samples);

@@ -30,6 +30,7 @@ typedef struct nb_job {
     float *w;                 /* [n_out, n_in] fp32 working copy                              */
     const float *importance;  /* [n_in] or NULL: weights of the squared error                 */
     float *clip_lo, *clip_hi; /* [n_out, groups] in (0, 1]: set to 1 before the clip step     */
+    const float *offset;      /* [n_out, n_in] learned by the round step itself, or NULL      */
     const float *hessian;     /* NB_NEED_HESSIAN: [n_in, n_in], its upper triangle            */
     const double *option;     /* of the step at work, in the order of its table               */
     uint8_t *plane[NB_MAX_PLANES]; /* [n_out, row_bytes] each: filled by the round step       */
@@ -54,6 +55,8 @@ enum {
     NB_NEED_RANGE = 2,
     /* Hidden states themselves (nb_block_job.x_source, x_stored): steps that train. */
     NB_NEED_STATES = 4,
+    /* nb_block_job.offset: learned rounding. */
+    NB_NEED_OFFSETS = 16,
 };
 
 /* ---- a whole block ------------------------------------------------------------------------ */
@@ -84,6 +87,10 @@ typedef struct nb_block_job {
     const nb_attn_formats *attn;
     /* [n_out, groups] each, all 1 at first; NULL: the linear is absent or not quantized. */
     float *clip_lo[NB_N_ROLES], *clip_hi[NB_N_ROLES];
+
+    /* NB_NEED_OFFSETS: [n_out, n_in] each, 0 at first, in [-1/2, 1/2]: steps of its group by which
+     * the round step moves a weight before rounding it (nb_offset_weight). NULL likewise. */
+    float *offset[NB_N_ROLES];
 
     /* Statistics of the input of `role`, with the source model's hidden states before the block and
      * the block as it stood when this step began, nothing quantized. Valid until the step returns,
@@ -133,7 +140,8 @@ typedef struct nb_method {
     unsigned (*needs_more)(const struct nb_step *step); /* by its options; NULL: nothing */
     const nb_step_option *options;                      /* at most NB_MAX_OPTIONS; NULL: none */
     const char *source;                                 /* where the mathematics comes from */
-    /* One of the two: on each linear, or on the whole block (transforms, steps that train). */
+    /* One of the two: on each linear, or on the whole block (transforms, steps that train). A round
+     * step that trains has both: first on the block, then on each linear. */
     nb_status (*run)(nb_job *job, nb_error *err);
     nb_status (*run_block)(nb_block_job *job, nb_error *err);
     /* Steps that make low-rank factors: their rank and formats, no planes. NULL: makes none. */
@@ -142,7 +150,7 @@ typedef struct nb_method {
 
 extern const nb_method *const nb_methods[]; /* NULL-terminated, methods.c */
 
-#define NB_MAX_OPTIONS 8
+#define NB_MAX_OPTIONS 12
 #define NB_STEP_WORD   128
 
 /* A method with its options, parsed from a word such as "gptq:act_order:damp=0.05". */

@@ -9,6 +9,10 @@
  *   lwc_lr=0.01     rate of the clip logits
  *   let_lr=0.005    rate of scales and shifts
  *   alpha=0.5       start of the scales, as SmoothQuant's
+ *   awq_clip        clips start where the step of that name would leave them, not at sigmoid(4)
+ *   zero_point      gradients of the clips flow through the zero point, too: each end of a range
+ *                   learns on its own, as if step and zero point were learned
+ *   unit_tokens     each token's error relative to the size of the token that is aimed at
  *
  * Shifts are trained where activations are quantized and norms are LayerNorms, whose biases take
  * them up.
@@ -23,10 +27,11 @@
 #include <math.h>
 #include <string.h>
 
+#include "method/awq_clip.h"
 #include "method/trainer.h"
 #include "model/family.h"
 
-enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA };
+enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA, AWQ_CLIP, ZERO_POINT, UNIT_TOKENS };
 
 static const nb_step_option options[] = {
     [LWC] = {"lwc", NB_OPTION_FLAG, 0, 0, 1},
@@ -36,6 +41,9 @@ static const nb_step_option options[] = {
     [LWC_LR] = {"lwc_lr", NB_OPTION_REAL, 1e-2, 0, 100},
     [LET_LR] = {"let_lr", NB_OPTION_REAL, 5e-3, 0, 100},
     [ALPHA] = {"alpha", NB_OPTION_REAL, 0.5, 0, 1},
+    [AWQ_CLIP] = {"awq_clip", NB_OPTION_FLAG, 0, 0, 1},
+    [ZERO_POINT] = {"zero_point", NB_OPTION_FLAG, 0, 0, 1},
+    [UNIT_TOKENS] = {"unit_tokens", NB_OPTION_FLAG, 0, 0, 1},
     {0},
 };
 
@@ -100,8 +108,9 @@ static nb_status reset(training *tr, level l, nb_error *err)
     t->train_let = tr->opt.let && l == LEVEL_ALL;
     t->lwc_rate = tr->opt.lwc_rate;
     t->let_rate = tr->opt.let_rate;
-    bool open = l == LEVEL_MINMAX || !tr->opt.lwc;
-    return nb_trainer_reset(t, open ? NB_LWC_OPEN : NB_LWC_START, l >= LEVEL_LWC, err);
+    nb_lwc_start clips = tr->job->option[AWQ_CLIP] != 0 ? NB_LWC_JOB : NB_LWC_PAPER;
+    if (l == LEVEL_MINMAX || !tr->opt.lwc) clips = NB_LWC_OPEN;
+    return nb_trainer_reset(t, clips, l >= LEVEL_LWC, err);
 }
 
 /* The best epoch's state stays in the trainer; *done false: not finite too often. */
@@ -223,34 +232,16 @@ static void choose_pairs(const nb_block_job *job, nb_trainer_options *opt)
     opt->start.shift = c->family->norm == NB_NORM_LAYER && (acts || job->option[SHIFT] != 0);
 }
 
-/* Linears that share an input share its quantizer in training. */
-static nb_status check_acts(const nb_block_job *job, nb_error *err)
-{
-    for (int r = 0; r < NB_N_ROLES; r++) {
-        if (job->acts[r].tile <= 1) continue;
-        return nb_fail(err, NB_EUSAGE, "step \"omniquant\": acts \"%s\": blocks of several tokens",
-                       job->acts[r].word);
-    }
-    static const nb_role shared[][2] = {{NB_Q, NB_K}, {NB_Q, NB_V}, {NB_UP, NB_GATE}};
-    for (size_t i = 0; i < NB_COUNT(shared); i++) {
-        nb_role a = shared[i][0], b = shared[i][1];
-        bool has = job->block->linear[a].name && job->block->linear[b].name;
-        if (!has || strcmp(job->acts[a].word, job->acts[b].word) == 0) continue;
-        return nb_fail(err, NB_EUSAGE,
-                       "step \"omniquant\": %s and %s share their input, but its formats are "
-                       "\"%s\" and \"%s\"",
-                       nb_role_names[a], nb_role_names[b], job->acts[a].word, job->acts[b].word);
-    }
-    return NB_OK;
-}
-
 static nb_status run_omniquant(nb_block_job *job, nb_error *err)
 {
     const double *o = job->option;
     training tr = {.job = job,
-                   .opt = {.lwc = o[LWC] != 0,
+                   .opt = {.step = "omniquant",
+                           .lwc = o[LWC] != 0,
                            .let = o[LET] != 0,
                            .aug = o[AUG] != 0,
+                           .unit_tokens = o[UNIT_TOKENS] != 0,
+                           .zero_point = o[ZERO_POINT] != 0,
                            .lwc_rate = o[LWC_LR],
                            .let_rate = o[LET_LR],
                            .start = {.alpha = o[ALPHA]}}};
@@ -258,7 +249,11 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
         return nb_fail(err, NB_EUSAGE,
                        "step \"omniquant\": nothing to train; say omniquant:lwc, :let or both");
     }
-    NB_TRY(check_acts(job, err));
+    if (o[AWQ_CLIP] != 0 && !tr.opt.lwc) {
+        return nb_fail(err, NB_EUSAGE,
+                       "step \"omniquant\": awq_clip is a start for lwc, which is not trained");
+    }
+    if (o[AWQ_CLIP] != 0) NB_TRY(nb_awq_clip_block(job, err));
     choose_pairs(job, &tr.opt);
     nb_status st = nb_trainer_create(&tr.t, job, &tr.opt, err);
     if (st == NB_OK) st = begin_report(&tr, err);
@@ -268,10 +263,16 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
     return st;
 }
 
+static unsigned needs_more(const nb_step *step)
+{
+    return step->option[AWQ_CLIP] != 0 ? NB_NEED_HESSIAN : 0;
+}
+
 const nb_method nb_method_omniquant = {
     .name = "omniquant",
     .kind = NB_STEP_CLIP,
     .needs = NB_NEED_RANGE | NB_NEED_STATES,
+    .needs_more = needs_more,
     .options = options,
     .source = "OmniQuant (arXiv 2308.13137)",
     .run_block = run_omniquant,

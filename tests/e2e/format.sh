@@ -63,6 +63,8 @@ printf 'weights: fp4:g32\nembedding: int8:g8\nlinears:\n  v: {weights: f16}\n%s\
     'method: [nearest, lorc:rank=3]' >"$scratch/r.yaml"
 check lorc tests/golden/llama-text --recipe "$scratch/r.yaml"
 check "lorc int8" tests/golden/llama-text --weights int3:g16:f32 --method nearest,lorc:rank=5:int8
+check learned tests/golden/llama-text --weights int3:g16 --method awq,signround:iters=4 \
+    --calib LICENSE --samples 2 --seqlen 32
 printf 'weights: f16\nkv: fp8:token\n' >"$scratch/r.yaml"
 check "kv alone" tests/golden/llama-bias --recipe "$scratch/r.yaml"
 

@@ -63,6 +63,7 @@ static void omni_linear(omni_fixture *f, nb_role r, int64_t n_out, int64_t n_in,
     int64_t n = n_out * nb_format_groups(&f->weights[r], n_in);
     f->job.clip_lo[r] = nb_arena_alloc(f->arena, (size_t)n, sizeof(float));
     f->job.clip_hi[r] = nb_arena_alloc(f->arena, (size_t)n, sizeof(float));
+    f->job.offset[r] = nb_arena_alloc(f->arena, (size_t)(n_out * n_in), sizeof(float));
     for (int64_t i = 0; i < n; i++) f->job.clip_lo[r][i] = f->job.clip_hi[r][i] = 1;
 }
 
@@ -130,8 +131,10 @@ static nb_status omni_stats(void *user, nb_role role, nb_input_stats *out, nb_er
 {
     omni_fixture *f = user;
     NB_UNUSED(err);
-    *out = (nb_input_stats){
-        .n = f->block.linear[role].w.n_in, .min = f->min[role], .max = f->max[role]};
+    int64_t n = f->block.linear[role].w.n_in;
+    float *unit = nb_arena_alloc(f->arena, (size_t)(n * n), sizeof *unit); /* inputs like noise */
+    for (int64_t i = 0; i < n; i++) unit[i * n + i] = 1;
+    *out = (nb_input_stats){.n = n, .min = f->min[role], .max = f->max[role], .hessian = unit};
     return NB_OK;
 }
 

@@ -36,7 +36,7 @@ typedef struct ref_block {
     const omni_fixture *f;
     const ref_theta *t;
     ref_frozen *frozen;
-    bool aug;
+    bool aug, unit;              /* unit: errors of a token over the mean square of its target */
     double own[OMNI_R][REF_MAX]; /* aug: second target */
 } ref_block;
 
@@ -293,11 +293,19 @@ static double ref_loss(ref_block *b)
     ref_quantize_rows(b, &acts[NB_DOWN], up, OMNI_R, F, F);
     ref_linear(b, NB_DOWN, up, y);
     double loss = 0;
-    for (int i = 0; i < OMNI_R * C; i++) {
-        double d = x[i] + y[i] - target[i], e = x[i] + y[i] - b->own[i / C][i % C];
-        loss += (d * d + (b->aug ? e * e : 0)) / (OMNI_R * C);
+    for (int t = 0; t < OMNI_R; t++) {
+        double d = 0, e = 0, size_d = 0, size_e = 0;
+        for (int i = t * C; i < (t + 1) * C; i++) {
+            double out = x[i] + y[i], own = b->own[t][i - t * C];
+            d += (out - target[i]) * (out - target[i]);
+            e += (out - own) * (out - own);
+            size_d += target[i] * target[i] / C;
+            size_e += own * own / C;
+        }
+        loss += d / (b->unit ? size_d : 1);
+        if (b->aug) loss += e / (b->unit ? size_e : 1);
     }
-    return loss;
+    return loss / (OMNI_R * C);
 }
 
 #endif

@@ -173,7 +173,7 @@ static void end(fixture *f)
 static double loss(fixture *f)
 {
     nb_view y = nb_block_train_forward(f->block, &f->params, f->x);
-    return f->be->ops->mse_backward(f->be, f->dy, y, f->target, 1, false) / 2;
+    return f->be->ops->mse_backward(f->be, f->dy, y, f->target, false, 1, false) / 2;
 }
 
 /* Central difference of the loss by p->v[i], or by the logarithm of a factor before v[i] and

@@ -173,9 +173,9 @@ static void test_output(void **state)
     nb_arena_free(arena);
 }
 
-/* Without text, with text that is only followed, with steps that need it, and with steps on whole
- * blocks and every linear's statistics behind what is rounded before it. */
-enum { PLAIN, FOLLOWED, NEEDED, MOVED, N_KINDS };
+/* Without text, with text that is only followed, with steps that need it, with steps on whole
+ * blocks and every linear's statistics behind what is rounded before it, and with training. */
+enum { PLAIN, FOLLOWED, NEEDED, MOVED, LEARNED, N_KINDS };
 
 static void begin_kind(command *c, const char *out, int kind)
 {
@@ -186,6 +186,10 @@ static void begin_kind(command *c, const char *out, int kind)
     if (kind == FOLLOWED) return;
     c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq,lorc:rank=2";
     c->opt.acts = "int8:token";
+    if (kind == LEARNED) {
+        c->opt.method = "awq,omniquant:lwc:awq_clip,signround:iters=3:batch=2,lorc:rank=2";
+        c->opt.epochs = 1;
+    }
     if (kind == MOVED) {
         c->opt.recipe = "sequential: true\nkv: int8:token\nquery: fp8:token\n"
                         "linears: {down: {weights: int4:g32, acts: int8:token:asym}, "
@@ -253,6 +257,7 @@ static void test_interrupt_calibrated(void **state)
     interrupt_everywhere(FOLLOWED);
     interrupt_everywhere(NEEDED);
     interrupt_everywhere(MOVED);
+    interrupt_everywhere(LEARNED);
 }
 
 /* At most one block is done again. */

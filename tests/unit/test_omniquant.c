@@ -135,10 +135,12 @@ static void test_gradients(void **state)
         omni_begin(&f, &variants[k], "ref64", 1);
         nb_trainer_options o = all_options(&f);
         o.aug = k % 2;
+        o.unit_tokens = k % 3 == 0;
         f.job.batch = OMNI_WINDOWS;
         assert_int_equal(nb_trainer_create(&t, &f.job, &o, NULL), NB_OK);
         randomize(&t, &theta, &rng);
-        ref_block b = {.f = &f, .t = &theta, .frozen = &frozen, .aug = o.aug};
+        ref_block b = {
+            .f = &f, .t = &theta, .frozen = &frozen, .aug = o.aug, .unit = o.unit_tokens};
         if (o.aug) {
             double own[OMNI_R * 12];
             f.be->ops->download(f.be, t.own, own, NB_F64);
@@ -246,6 +248,9 @@ static void test_loss_falls(void **state)
         const char *word;
     } runs[] = {{&w2, "omniquant:lwc"},
                 {&w2, "omniquant:lwc:aug"},
+                {&w2, "omniquant:lwc:unit_tokens"},
+                {&w2, "omniquant:lwc:awq_clip"},
+                {&w2, "omniquant:lwc:zero_point"},
                 {&w4a4, "omniquant:let"},
                 {&w4a4, "omniquant:lwc:let"}};
     for (size_t i = 0; i < NB_COUNT(runs); i++) {
@@ -282,6 +287,38 @@ static void test_no_epochs(void **state)
         assert_true(fabsf(f.job.clip_hi[NB_Q][i] - 0.98201379f) < 1e-6f);
         assert_true(fabsf(f.job.clip_lo[NB_Q][i] - 0.98201379f) < 1e-6f);
     }
+    omni_end(&f);
+}
+
+/* Ratios that the search of the step "awq_clip" leaves, but no wider than the paper's start. */
+static void test_awq_clip_start(void **state)
+{
+    NB_UNUSED(state);
+    omni_fixture f;
+    nb_step search;
+    float hi[48 * 2], lo[48 * 2];
+    nb_input_stats stats;
+    int clipped = 0;
+    assert_int_equal(nb_step_parse(&search, "awq_clip", NULL), NB_OK);
+    omni_begin(&f, &w2, "cpu", 1);
+    assert_int_equal(f.job.stats(f.job.stats_user, NB_UP, &stats, NULL), NB_OK);
+    for (int i = 0; i < 48 * 2; i++) hi[i] = lo[i] = 1;
+    nb_job job = {.format = &f.weights[NB_UP],
+                  .n_out = 48,
+                  .n_in = 32,
+                  .w = nb_block_weight(&f.job, NB_UP),
+                  .clip_lo = lo,
+                  .clip_hi = hi,
+                  .hessian = stats.hessian,
+                  .threads = 1};
+    assert_int_equal(nb_job_run(&job, &search, 1, NULL), NB_OK);
+    assert_int_equal(run(&f, "omniquant:lwc:awq_clip", 0, NULL), NB_OK);
+    for (int i = 0; i < 48 * 2; i++) {
+        clipped += hi[i] < 0.97f;
+        assert_true(fabsf(f.job.clip_hi[NB_UP][i] - fminf(hi[i], 0.98201379f)) < 1e-6f);
+        assert_true(fabsf(f.job.clip_lo[NB_UP][i] - fminf(lo[i], 0.98201379f)) < 1e-6f);
+    }
+    assert_true(clipped > 10);
     omni_end(&f);
 }
 
@@ -403,6 +440,7 @@ static void test_refused(void **state)
     omni_fixture f;
     omni_begin(&f, &w2, "cpu", 1);
     assert_int_equal(run(&f, "omniquant", 2, NULL), NB_EUSAGE);
+    assert_int_equal(run(&f, "omniquant:let:awq_clip", 2, NULL), NB_EUSAGE);
     omni_parse(&f.acts[NB_K], "int8:token");
     assert_int_equal(run(&f, "omniquant:lwc", 2, NULL), NB_EUSAGE);
     omni_end(&f);
@@ -411,15 +449,11 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradients),
-        cmocka_unit_test(test_equivalence),
-        cmocka_unit_test(test_loss_falls),
-        cmocka_unit_test(test_no_epochs),
-        cmocka_unit_test(test_stored_as_trained),
-        cmocka_unit_test(test_thread_count),
-        cmocka_unit_test(test_wild_rates),
-        cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_ladder),
+        cmocka_unit_test(test_gradients),      cmocka_unit_test(test_equivalence),
+        cmocka_unit_test(test_loss_falls),     cmocka_unit_test(test_no_epochs),
+        cmocka_unit_test(test_awq_clip_start), cmocka_unit_test(test_stored_as_trained),
+        cmocka_unit_test(test_thread_count),   cmocka_unit_test(test_wild_rates),
+        cmocka_unit_test(test_not_finite),     cmocka_unit_test(test_ladder),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

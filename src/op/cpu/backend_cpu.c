@@ -195,6 +195,9 @@ const nb_ops nb_ops_cpu = {
     .quant_backward = nb_cpu_quant_backward,
     .clip_forward = nb_cpu_clip_forward,
     .clip_backward = nb_cpu_clip_backward,
+    .round_forward = nb_cpu_round_forward,
+    .round_backward = nb_cpu_round_backward,
     .mse_backward = nb_cpu_mse_backward,
     .adamw_step = nb_cpu_adamw_step,
+    .sign_step = nb_cpu_sign_step,
 };

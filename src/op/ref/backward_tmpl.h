@@ -123,16 +123,25 @@ static void act_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, nb_a
     }
 }
 
-static double mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
-                           bool add)
+/* What the squared error of a token counts. */
+static double token_weight(const REAL *target, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)target[i] * (double)target[i];
+    return sum > 0 ? (double)n / sum : 1;
+}
+
+static double mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, bool unit,
+                           double scale, bool add)
 {
     NB_UNUSED(be);
     double loss = 0;
     for (int64_t t = 0; t < y.rows; t++) {
+        double weight = unit ? token_weight(row(target, t), y.cols) : 1;
         for (int64_t c = 0; c < y.cols; c++) {
-            REAL d = row(y, t)[c] - row(target, t)[c], g = (REAL)scale * d;
+            REAL d = row(y, t)[c] - row(target, t)[c], g = (REAL)(scale * weight) * d;
             row(dy, t)[c] = add ? row(dy, t)[c] + g : g;
-            loss += (double)d * (double)d;
+            loss += weight * ((double)d * (double)d);
         }
     }
     return loss;
@@ -151,6 +160,19 @@ static void adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, n
             *m1 += (1 - b1) * (g - *m1);
             *m2 += (1 - b2) * (g * g - *m2);
             row(param, r)[c] -= rate * *m1 / (sqrt(*m2) / root + (REAL)eps);
+        }
+    }
+}
+
+static void sign_step(nb_backend *be, nb_view param, nb_view grad, double lr, double lo, double hi)
+{
+    NB_UNUSED(be);
+    for (int64_t r = 0; r < param.rows; r++) {
+        for (int64_t c = 0; c < param.cols; c++) {
+            REAL g = row(grad, r)[c], *p = row(param, r) + c;
+            REAL x = *p - (g > 0 ? (REAL)lr : 0) + (g < 0 ? (REAL)lr : 0);
+            x = x < (REAL)lo ? (REAL)lo : x;
+            *p = x > (REAL)hi ? (REAL)hi : x;
         }
     }
 }

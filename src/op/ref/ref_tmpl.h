@@ -96,6 +96,9 @@ const nb_ops REF_OPS = {
     .quant_backward = quant_backward,
     .clip_forward = clip_forward,
     .clip_backward = clip_backward,
+    .round_forward = round_forward,
+    .round_backward = round_backward,
     .mse_backward = mse_backward,
     .adamw_step = adamw_step,
+    .sign_step = sign_step,
 };
