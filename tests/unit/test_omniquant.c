@@ -137,7 +137,7 @@ static void test_gradients(void **state)
         ref_block b = {.f = &f, .t = &theta, .frozen = &frozen, .aug = o.aug};
         if (o.aug) {
             double own[OMNI_R * 12];
-            f.be->ops->download(f.be, t.own, own, NB_F64);
+            f.be->ops->download(f.be, omni_all(t.own), own, NB_F64);
             for (int i = 0; i < OMNI_R * 12; i++) b.own[i / 12][i % 12] = own[i];
         }
         double loss;
@@ -169,7 +169,7 @@ static void check_equivalence(const omni_variant *v, const char *device, double 
     nb_trainer_options o = all_options(&f);
     o.start.pair[NB_LET_QKT] = true;
     o.start.pair[NB_LET_QKV] = o.start.pair[NB_LET_FC1] = !v->post_norm;
-    nb_view x = f.job.x_stored, out = omni_view(&f, OMNI_R, v->embd);
+    nb_view x = omni_all(f.job.x_stored), out = omni_view(&f, OMNI_R, v->embd);
     f.job.x_stored = f.job.x_source;
     assert_int_equal(nb_trainer_create(&t, &f.job, &o, NULL), NB_OK);
     randomize(&t, &theta, &rng);
@@ -362,7 +362,8 @@ static void test_not_finite(void **state)
     nb_error err = {0};
     float nan = NAN;
     omni_begin(&f, &w2, "cpu", 1);
-    f.be->ops->upload(f.be, nb_view_cols(nb_view_rows(f.job.target, 2, 1), 3, 1), &nan, NB_F32);
+    f.be->ops->upload(f.be, nb_view_cols(nb_view_rows(omni_all(f.job.target), 2, 1), 3, 1), &nan,
+                      NB_F32);
     assert_int_equal(run(&f, "omniquant:lwc", 2, &err), NB_ENUMERIC);
     assert_non_null(strstr(err.message, "blk.0"));
     omni_end(&f);
@@ -377,7 +378,7 @@ static void test_ladder(void **state)
     float target[OMNI_R * 32];
     for (int i = 0; i < OMNI_R * 32; i++) target[i] = i % 3 ? 3e38f : -3e38f;
     omni_begin(&f, &w4a4, "cpu", 1);
-    f.be->ops->upload(f.be, f.job.target, target, NB_F32);
+    f.be->ops->upload(f.be, omni_all(f.job.target), target, NB_F32);
     assert_int_equal(run(&f, "omniquant:lwc:let", 2, NULL), NB_OK);
     json_t *faults = json_object_get(json_object_get(f.job.report, "omniquant"), "fallbacks");
     assert_int_equal(json_array_size(faults), 9);
