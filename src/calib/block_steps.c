@@ -180,7 +180,7 @@ static void take_result(nb_block_job *job, nb_block_result *out)
 
 nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_backend *be,
                              nb_flow *flow, nb_arena *arena, nb_host_block *block,
-                             const nb_train_file *file, nb_flow_tick tick, void *user,
+                             const nb_training *training, nb_flow_tick tick, void *user,
                              nb_block_result *out, nb_error *err)
 {
     *out = (nb_block_result){0};
@@ -200,7 +200,7 @@ nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_b
                            .attn = &s.attn,
                            .stats = stats,
                            .stats_user = &s,
-                           .file = file,
+                           .training = training,
                            .epochs = recipe->epochs,
                            .batch = recipe->batch,
                            .seed = recipe->seed,

@@ -11,11 +11,12 @@ typedef struct nb_block_result {
 } nb_block_result;
 
 /* Turns the weights of `block` into fp32 copies in the arena and runs the steps on them; does
- * nothing without such steps. flow: at this block; NULL without calibration text. file: of the job.
+ * nothing without such steps. flow: at this block; NULL without calibration text. training: of the
+ * job.
  */
 nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_backend *be,
                              nb_flow *flow, nb_arena *arena, nb_host_block *block,
-                             const nb_train_file *file, nb_flow_tick tick, void *user,
+                             const nb_training *training, nb_flow_tick tick, void *user,
                              nb_block_result *out, nb_error *err);
 
 /* Bytes of the copies and of what the steps keep beside them, without hidden states; weights: of a

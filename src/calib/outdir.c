@@ -9,7 +9,7 @@
 #include "calib/shard.h"
 
 #define JOURNAL_NAME     "journal.jsonl"
-#define TRAINING_NAME    "training.state"
+#define TRAINING_NAME    "training"
 #define REPORT_NAME      "report.json"
 #define REPORT_MAX_BYTES ((size_t)256 << 20)
 
@@ -128,7 +128,7 @@ static nb_status verify_shards(const nb_outdir *d, nb_error *err)
 static nb_status start_over(nb_outdir *d, json_t *fingerprint, nb_error *err)
 {
     NB_TRY(nb_make_dir(d->partial, err));
-    nb_outdir_drop_training(d);
+    NB_TRY(nb_outdir_drop_training(d, err));
     char *path = nb_outdir_path(d, JOURNAL_NAME);
     nb_status st = path ? nb_journal_create(&d->journal, path, fingerprint, err)
                         : nb_fail_memory(err, d->partial, 0);
@@ -179,11 +179,14 @@ char *nb_outdir_path(const nb_outdir *d, const char *name)
     return nb_path_join(d->partial, name);
 }
 
-void nb_outdir_drop_training(const nb_outdir *d) { unlink(d->training); }
+nb_status nb_outdir_drop_training(const nb_outdir *d, nb_error *err)
+{
+    return nb_remove_tree(d->training, err);
+}
 
 nb_status nb_outdir_finish(nb_outdir *d, nb_error *err)
 {
-    nb_outdir_drop_training(d);
+    NB_TRY(nb_outdir_drop_training(d, err));
     remove_file(d->partial, NB_SCRATCH_NAME);
     if (nb_path_exists(d->out)) {
         NB_TRY(nb_remove_tree(d->replaced, err));

@@ -121,7 +121,7 @@ static nb_status do_shard(nb_calib *c, int index, nb_error *err)
     }
     if (!finished) {
         NB_TRY(nb_journal_add(&c->dir.journal, line, err));
-        nb_outdir_drop_training(&c->dir);
+        NB_TRY(nb_outdir_drop_training(&c->dir, err));
     }
     return nb_calib_tell(c, index + 1, *note ? note : NULL, err);
 }

@@ -71,10 +71,10 @@ typedef struct nb_input_stats {
 
 /* Where a step that trains keeps its state, so that a run that is killed goes on at its last epoch.
  */
-typedef struct nb_train_file {
-    const char *path;
+typedef struct nb_training {
+    const char *dir; /* of the block's own; made by the first that has something to keep */
     const char *run; /* checksum of all that the state follows from, but for the block */
-} nb_train_file;
+} nb_training;
 
 /* One block on its way: steps that move something between linears and norms (transforms), or that
  * train. They run before the linears' own steps. What a step allocates in the arena and leaves in
@@ -106,9 +106,9 @@ typedef struct nb_block_job {
     int n_windows, seqlen;
     nb_states *x_source, *x_stored, *target;
     const char *spill; /* directory for states of the step's own; NULL: they stay in memory */
-    const nb_train_file *file; /* NULL: a killed run begins the block anew */
-    nb_view rope;              /* [seqlen, D] */
-    int epochs, batch;         /* of the recipe */
+    const nb_training *training; /* NULL: a killed run begins the block anew */
+    nb_view rope;                /* [seqlen, D] */
+    int epochs, batch;           /* of the recipe */
     int64_t seed;
 
     const double *option; /* of the step at work */
