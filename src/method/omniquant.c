@@ -13,6 +13,8 @@
  * Shifts are trained where activations are quantized and norms are LayerNorms, whose biases take
  * them up.
  *
+ * A run that is killed goes on at its last epoch (trainer_state.h).
+ *
  * No run gets worse than it began. Loss and gradients of every step are looked at; a step that is
  * not finite is dropped, the best epoch restored, both rates halved. After three such steps the
  * block starts again with less: LET at its start, clips alone, plain min-max. What has been trained
