@@ -22,9 +22,9 @@ enum { ALIGN = 64, HASH = NB_HASH_CHARS - 1, MAX_PARTS = 8 };
 
 /* ---- what is kept ------------------------------------------------------------------------- */
 
-/* A vector on the device, [1, n], or on the host. */
+/* Values in a row, on the device or on the host. */
 typedef struct part {
-    nb_view view;
+    nb_view view; /* [1, n] */
     double *host; /* NULL: the view */
     int64_t n;
 } part;
@@ -34,9 +34,12 @@ typedef struct parts {
     int n;
 } parts;
 
+/* v: rows without gaps. */
 static void add_view(parts *p, nb_view v)
 {
-    p->item[p->n++] = (part){.view = v, .n = v.rows * v.cols};
+    int64_t n = v.rows * v.cols;
+    nb_view flat = {.buf = v.buf, .off = v.off, .rows = 1, .cols = n, .stride = n};
+    p->item[p->n++] = (part){.view = flat, .n = n};
 }
 
 static void add_host(parts *p, double *v, int64_t n)

@@ -326,6 +326,30 @@ static void test_goes_on(void **state)
     remove_out("whole");
 }
 
+/* Killed when all blocks were in the journal and their leavings not yet removed, or in the instant
+ * in which a scratch file has a name: none of it gets into the output. */
+static void test_leavings(void **state)
+{
+    NB_UNUSED(state);
+    command whole, c;
+    begin_kind(&whole, "whole", TRAINED);
+    must_run(&whole);
+    begin_kind(&c, "parts", TRAINED);
+    c.stop_at = whole.calls;
+    assert_int_equal(run_command(&c), NB_EINTERRUPTED);
+    assert_int_equal(count_lines(), TINY_LAYERS + 2);
+    assert_int_equal(nb_make_dir(in_root("parts.partial/training"), NULL), NB_OK);
+    assert_true(tiny_write(in_root("parts.partial/training"), "omniquant.state", "what was"));
+    assert_true(tiny_write(in_root("parts.partial"), NB_SCRATCH_NAME, ""));
+    c.stop_at = 0;
+    c.opt.resume = true;
+    must_run(&c);
+    assert_same_dirs(whole.out, c.out);
+    assert_false(nb_path_exists(in_root("parts/training")));
+    remove_out("parts");
+    remove_out("whole");
+}
+
 /* A file that is left of a block that was finished counts for nothing. */
 static void test_older_block(void **state)
 {
@@ -438,9 +462,9 @@ int main(void)
         cmocka_unit_test(test_states_refused), cmocka_unit_test(test_same_bytes),
         cmocka_unit_test(test_batches),        cmocka_unit_test(test_too_little),
         cmocka_unit_test(test_interrupt),      cmocka_unit_test(test_goes_on),
-        cmocka_unit_test(test_older_block),    cmocka_unit_test(test_damaged),
-        cmocka_unit_test(test_foreign),        cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_in_the_way),
+        cmocka_unit_test(test_leavings),       cmocka_unit_test(test_older_block),
+        cmocka_unit_test(test_damaged),        cmocka_unit_test(test_foreign),
+        cmocka_unit_test(test_full_disk),      cmocka_unit_test(test_in_the_way),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }
