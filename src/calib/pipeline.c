@@ -110,6 +110,7 @@ static nb_status do_shard(nb_calib *c, int index, nb_error *err)
     if (!finished) NB_TRY(nb_build_shard(c, index, &line, note, err));
     nb_status st = follow(c, index, line, err);
     nb_arena_reset(c->arena);
+    nb_heap_trim();
     if (index == 0) {
         release_ends(c);
     } else {
