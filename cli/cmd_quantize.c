@@ -47,6 +47,8 @@ static nb_status print_result(const nb_quantize_result *q, const cli_args *args,
     cli_print_bytes(&r, "bytes", plan ? "size after, estimated" : "size after", q->bytes);
     cli_print_real(&r, "bits_per_weight", "bits per weight", q->bits_per_weight, 4);
     cli_print_bytes(&r, "estimated_memory", plan ? "memory, estimated" : NULL, q->estimated_memory);
+    cli_print_bytes(&r, "spilled_bytes", q->spilled_bytes ? "hidden states on disk" : NULL,
+                    q->spilled_bytes);
     cli_print_bytes(&r, "peak_rss", plan ? NULL : "peak memory", q->peak_rss);
     cli_print_real(&r, "seconds", plan ? NULL : "seconds", q->seconds, 1);
     if (plan)

@@ -208,7 +208,8 @@ typedef struct nb_quantize_options {
     int64_t seed;
     const char *const *calib; /* UTF-8 text files                                             */
     size_t n_calib;
-    size_t memory; /* bytes that may be used; 0: no limit                                     */
+    size_t memory; /* bytes that may be used; 0: no limit. Hidden states that do not fit go to
+                      disk; the result is the same                                            */
     bool resume;   /* go on where an earlier run of the same command was killed               */
     bool dry_run;  /* plan and estimate only: nothing is written                              */
     bool force;    /* replace `out` if it is there                                            */
@@ -225,6 +226,7 @@ typedef struct nb_quantize_result {
     double seconds;
     int64_t peak_rss;         /* bytes, of the whole process                                  */
     int64_t estimated_memory; /* bytes: filled by dry_run as well                             */
+    int64_t spilled_bytes;    /* of hidden states on disk, while it works; 0: they fit        */
     double estimated_seconds; /* dry_run only                                                 */
     int n_blocks, n_resumed;  /* blocks in all; blocks taken over from an earlier run         */
 } nb_quantize_result;

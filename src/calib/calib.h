@@ -1,8 +1,8 @@
 /* Recipe and the only block loop: source -> steps -> nibble directory.
  *
  * One block is in memory at a time. Output goes to OUT.partial, one shard per block, with a
- * journal; the last step renames. A run that is killed and resumed redoes at most one block and
- * gives the same bytes; so does any thread count. */
+ * journal; the last step renames. A run that is killed and resumed redoes at most one block, of one
+ * in training at most one epoch, and gives the same bytes; so does any thread count. */
 #ifndef NB_CALIB_CALIB_H
 #define NB_CALIB_CALIB_H
 

@@ -88,6 +88,7 @@ void nb_lorc_add(const nb_lorc *l, const float *a, const float *b, int64_t row, 
 
 typedef struct nb_ops {
     const char *name;
+    nb_dtype real; /* of its buffers, NB_F32 or NB_F64: moved as this, nothing is rounded */
 
     /* -- life -- */
     nb_status (*create)(nb_backend *be, nb_error *err); /* fills be->state */

@@ -262,8 +262,8 @@ static double ref_loss(ref_block *b)
     int C = c->n_embd, F = c->n_ffn, H = c->n_heads, K = c->n_kv_heads, D = c->head_dim;
     nb_backend *be = b->f->be;
     b->frozen->value = b->frozen->group = 0;
-    be->ops->download(be, b->f->job.x_stored, x, NB_F64);
-    be->ops->download(be, b->f->job.target, target, NB_F64);
+    be->ops->download(be, omni_all(b->f->job.x_stored), x, NB_F64);
+    be->ops->download(be, omni_all(b->f->job.target), target, NB_F64);
     for (int t = 0; t < OMNI_R; t++) {
         ref_norm(b, NB_NORM_ATTN, x + t * C, a + t * C, C, b->t->scale[NB_LET_QKV],
                  b->t->shift[NB_LET_QKV]);
