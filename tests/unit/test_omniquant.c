@@ -431,7 +431,7 @@ static void check_kept(const char *device, const char *dir)
     f.job.training = &place;
     for (int i = 0; i < 2; i++) {
         assert_int_equal(nb_trainer_create(&t[i], &f.job, &o, NULL), NB_OK);
-        assert_int_equal(nb_trainer_reset(&t[i], NB_LWC_START, false, NULL), NB_OK);
+        assert_int_equal(nb_trainer_reset(&t[i], NB_LWC_PAPER, false, NULL), NB_OK);
     }
     assert_int_equal(nb_trainer_recall(&t[1], "step", &back, other, &found, NULL), NB_OK);
     assert_false(found);
