@@ -19,8 +19,7 @@ static nb_status add_factors(nb_host_linear *l, float *w, nb_arena *arena, nb_er
     return NB_OK;
 }
 
-/* Fake-quant reference: the packed planes give way to their values in fp32. */
-static nb_status unpack(nb_host_linear *l, nb_arena *arena, nb_error *err)
+nb_status nb_host_linear_unpack(nb_host_linear *l, nb_arena *arena, nb_error *err)
 {
     if (!l->name || !nb_format_is_quantized(&l->w.format)) return NB_OK;
     float *w = nb_arena_alloc(arena, (size_t)l->w.n_out * (size_t)l->w.n_in, sizeof *w);
@@ -40,7 +39,9 @@ static nb_status load_block(nb_net *n, const nb_source *src, int i, bool simulat
     NB_TRY(nb_source_block(src, i, n->arena, &h, err));
     if (kv) h.attn.k = h.attn.v = *kv;
     n->attn = h.attn;
-    for (int r = 0; r < NB_N_ROLES && simulate; r++) NB_TRY(unpack(&h.linear[r], n->arena, err));
+    for (int r = 0; r < NB_N_ROLES && simulate; r++) {
+        NB_TRY(nb_host_linear_unpack(&h.linear[r], n->arena, err));
+    }
     NB_TRY(nb_block_create(n->be, &n->cfg, &h, &n->blocks[i], err));
     n->weight_bytes += nb_block_bytes(n->blocks[i]);
     return NB_OK;
