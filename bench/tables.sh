@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # One Markdown table of recipes on one model: what each costs in bits, quality, time and memory.
 #
-#   bench/tables.sh MODEL --calib TEXT --test TEXT [options] RECIPE...
+#   bench/tables.sh MODEL --calib TEXT --test TEXT [options] [RECIPE...]
 #
 #   RECIPE            a shipped recipe, FILE.yaml, or "LABEL=OPTIONS of nibble quantize", such as
 #                     "RTN 4 bits=--weights int4:g128 --method nearest"
+#   --rows FILE       RECIPEs, one per line; # begins a comment (bench/rows)
 #   --samples N       calibration windows (the recipe's)    --seqlen N    their tokens (the recipe's)
 #   --windows N       test windows (all)                    --ctx N       their tokens (2048)
 #   --threads N       (all)
+#   --compute TYPE    of products, in calibration and test: fp32, bf16 (fp32)
+#   --simulate, --full-chunks    as of nibble compare
+#   --batch N         models that go through the text beside one run of the source (8)
 #   --work DIR        finished rows, kept: an interrupted table goes on; empty it for another
 #                     version of the command (bench-tables)
 #   --keep            the quantized models stay in DIR, too
@@ -15,7 +19,7 @@
 # NIBBLE: the command (build/nibble). Text goes to standard output, progress to standard error.
 set -euo pipefail
 nibble=${NIBBLE:-$(dirname "$0")/../build/nibble}
-model= calib= text= work=bench-tables keep=
+model= calib= text= work=bench-tables keep= batch=8
 quantize=() evaluate=() run=() recipes=()
 
 usage() {
@@ -25,17 +29,24 @@ usage() {
 
 while (($#)); do
     case $1 in
-    --calib | --test | --samples | --seqlen | --windows | --ctx | --threads | --work)
+    --calib | --test | --samples | --seqlen | --windows | --ctx | --threads | --compute | --batch | \
+        --work)
         (($# > 1)) || usage
         case $1 in
         --calib) calib=$2 quantize+=(--calib "$2") ;;
         --test) text=$2 ;;
         --samples | --seqlen) quantize+=("$1" "$2") ;;
         --windows | --ctx) evaluate+=("$1" "$2") ;;
-        --threads) run+=("$1" "$2") ;;
+        --threads | --compute) run+=("$1" "$2") ;;
+        --batch) batch=$2 ;;
         --work) work=$2 ;;
         esac
         shift ;;
+    --rows)
+        (($# > 1)) || usage
+        mapfile -t -O ${#recipes[@]} recipes < <(grep -v '^#' "$2")
+        shift ;;
+    --simulate | --full-chunks) evaluate+=("$1") ;;
     --keep) keep=1 ;;
     --*) usage ;;
     *) [[ $model ]] && recipes+=("$1") || model=$1 ;;
@@ -45,8 +56,8 @@ done
 [[ $model && $calib && $text && ${#recipes[@]} -gt 0 ]] || usage
 mkdir -p "$work"
 
-# A number of a flat JSON object on standard input.
-number() { grep -oP "\"$1\": \K[-+0-9.eE]+" || echo nan; }
+# Number $1 of the N-th object (first) of JSON on standard input.
+number() { grep -oP "\"$1\": \K[-+0-9.eE]+" | sed -n "${2:-1}p" | grep . || echo nan; }
 
 # What a row depends on: model, texts, options, and the recipe's own words.
 row_key() { # options of the recipe
@@ -56,33 +67,60 @@ row_key() { # options of the recipe
             [[ -f $file ]] && words+=("$(<"$file")")
         done
     done
-    printf '%s\n' "$(realpath "$model")" "${quantize[@]}" "${evaluate[@]}" \
+    printf '%s\n' "$(realpath "$model")" "${quantize[@]}" "${evaluate[@]}" "${run[@]}" \
         "$(stat -Lc '%s %Y' "$model" "$calib" "$text")" "${words[@]}" | sha256sum | cut -c 1-16
 }
 
-make_row() { # label, model directory, options of the recipe
-    local label=$1 out=$2 made compared more=
-    shift 2
-    echo "$label: quantize" >&2
-    made=$("$nibble" quantize "$model" -o "$out" --resume --json "${quantize[@]}" "${run[@]}" "$@") ||
-        return
-    (($(number blocks_resumed <<<"$made") == 0)) || more='> ' # the time of a part
-    echo "$label: compare" >&2
-    compared=$("$nibble" compare "$out" --against "$model" --text "$text" --json \
-        "${evaluate[@]}" "${run[@]}") || return
-    printf '| %s | %.3f | %.3f ± %.3f | %.4f | %.2f %% | %s%.0f | %.0f |\n' "$label" \
-        "$(number bits_per_weight <<<"$made")" "$(number perplexity <<<"$compared")" \
-        "$(number perplexity_error <<<"$compared")" "$(number kl_mean <<<"$compared")" \
-        "$(awk -v x="$(number top1_agreement <<<"$compared")" 'BEGIN { print 100 * x }')" \
-        "$more" "$(number seconds <<<"$made")" \
-        "$(awk -v x="$(number peak_rss <<<"$made")" 'BEGIN { print x / 1048576 }')"
-    printf '%.3f ± %.3f\n' "$(number perplexity_reference <<<"$compared")" \
-        "$(number perplexity_reference_error <<<"$compared")" >"$out.source"
+# The text is for steps that look at it; without one, a run through it would only be reported.
+needs_text() { # options of the recipe
+    local recipe=$1 file
+    for file in "$2" "$(dirname "$nibble")/../recipes/$2.yaml"; do
+        [[ $recipe == --recipe && -f $file ]] && recipe+=$(<"$file")
+    done
+    grep -qE 'gptq|lorc|smooth|awq|omniquant|signround' <<<"$recipe $*"
 }
 
-printf '| recipe | bits/weight | perplexity | KL, mean | top-1 | seconds | MiB |\n'
-printf '|---|--:|--:|--:|--:|--:|--:|\n'
-failed=0
+make_model() { # label, model directory, options of the recipe
+    local label=$1 out=$2
+    shift 2
+    [[ -s $out.made ]] && return
+    local with=()
+    needs_text "$@" && with=("${quantize[@]}")
+    echo "$label: quantize" >&2
+    "$nibble" quantize "$model" -o "$out" --resume --json "${with[@]}" "${run[@]}" "$@" \
+        >"$out.new" || return
+    mv "$out.new" "$out.made"
+}
+
+print_row() { # label, model directory, its place in $compared
+    local label=$1 made more= number=$3
+    made=$(<"$2.made")
+    (($(number blocks_resumed <<<"$made") == 0)) || more='> ' # the time of a part
+    printf '| %s | %.3f | %.3f ± %.3f | %.4f ± %.4f | %.2f %% | %s%.0f | %.0f |\n' "$label" \
+        "$(number bits_per_weight <<<"$made")" "$(number perplexity "$number" <<<"$compared")" \
+        "$(number perplexity_error "$number" <<<"$compared")" \
+        "$(number kl_mean "$number" <<<"$compared")" \
+        "$(number kl_mean_error "$number" <<<"$compared")" \
+        "$(awk -v x="$(number top1_agreement "$number" <<<"$compared")" 'BEGIN { print 100 * x }')" \
+        "$more" "$(number seconds <<<"$made")" \
+        "$(awk -v x="$(number peak_rss <<<"$made")" 'BEGIN { print x / 1048576 }')"
+}
+
+measure() { # "LABEL<tab>DIRECTORY"...: all beside one run of the source
+    local pair i=0
+    echo "compare: ${*%%$'\t'*}" >&2
+    compared=$("$nibble" compare "${@##*$'\t'}" --against "$model" --text "$text" --json \
+        "${evaluate[@]}" "${run[@]}") || return
+    for pair in "$@"; do
+        print_row "${pair%%$'\t'*}" "${pair##*$'\t'}" $((++i)) >"${pair##*$'\t'}.new"
+        mv "${pair##*$'\t'}.new" "${pair##*$'\t'}.row"
+        [[ $keep ]] || rm -rf "${pair##*$'\t'}" "${pair##*$'\t'}.made"
+    done
+    printf '%.3f ± %.3f\n' "$(number perplexity_reference <<<"$compared")" \
+        "$(number perplexity_reference_error <<<"$compared")" >"$source"
+}
+
+failed=0 waiting=() rows=() source=$work/$(row_key).source
 for recipe in "${recipes[@]}"; do
     label=$recipe options=(--recipe "$recipe")
     if [[ $recipe == *=--* ]]; then
@@ -90,17 +128,24 @@ for recipe in "${recipes[@]}"; do
         read -ra options <<<"--${recipe#*=--}"
     fi
     out=$work/$(row_key "${options[@]}")
-    if [[ ! -s $out.row ]]; then
-        if ! make_row "$label" "$out" "${options[@]}" >"$out.new"; then
-            echo "$label: failed, no row" >&2
-            failed=1
-            continue
-        fi
-        mv "$out.new" "$out.row"
-        [[ $keep ]] || rm -rf "$out"
+    rows+=("$out.row")
+    [[ ! -s $out.row ]] || continue
+    if ! make_model "$label" "$out" "${options[@]}"; then
+        echo "$label: failed, no row" >&2
+        failed=1
+        continue
     fi
-    cat "$out.row"
-    source=$(<"$out.source")
+    waiting+=("$label"$'\t'"$out")
+    ((${#waiting[@]} < batch)) && continue
+    measure "${waiting[@]}" || failed=1
+    waiting=()
 done
-[[ ! ${source:-} ]] || printf '\nThe source itself: perplexity %s.\n' "$source"
+((${#waiting[@]} == 0)) || measure "${waiting[@]}" || failed=1
+
+printf '| recipe | bits/weight | perplexity | KL, mean | top-1 | seconds | MiB |\n'
+printf '|---|--:|--:|--:|--:|--:|--:|\n'
+for row in "${rows[@]}"; do
+    [[ ! -s $row ]] || cat "$row"
+done
+[[ ! -s $source ]] || printf '\nThe source itself: perplexity %s.\n' "$(<"$source")"
 exit $failed

@@ -44,7 +44,11 @@ void cli_args_init(cli_args *args)
     nb_quantize_options_default(&args->quantize);
 }
 
-void cli_args_fini(cli_args *args) { free(args->calib.items); }
+void cli_args_fini(cli_args *args)
+{
+    free(args->calib.items);
+    free(args->models.items);
+}
 
 nb_status cli_fail(nb_error *err, nb_status status, const char *fmt, ...)
 {
@@ -299,11 +303,14 @@ static nb_status parse_short(cli_args *args, const cli_command *c, int argc, cha
 
 static nb_status parse_model(cli_args *args, const cli_command *c, const char *word, nb_error *err)
 {
-    if (args->model) {
+    if (args->model && !c->many) {
         return cli_fail(err, NB_EUSAGE, "%s: one MODEL expected, got '%s' and '%s'", c->name,
                         args->model, word);
     }
-    args->model = word;
+    if (!add_item(&args->models, word)) {
+        return cli_fail(err, NB_ERESOURCE, "out of memory: arguments");
+    }
+    args->model = args->models.items[0];
     return NB_OK;
 }
 

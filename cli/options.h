@@ -16,7 +16,8 @@ typedef struct cli_list {
 
 /* Everything that any verb takes; the tables choose. */
 typedef struct cli_args {
-    const char *model; /* the one argument that is no option */
+    const char *model; /* the first argument that is no option */
+    cli_list models;   /* all of them; one unless the verb takes many */
     const char *out, *recipe, *text, *against, *prompt, *tokens, *tensor;
     cli_list calib;
     bool json, help;
@@ -56,6 +57,7 @@ typedef struct cli_command {
     const char *usage;                        /* behind the name: "MODEL -o DIR [options]" */
     const char *summary;                      /* one line */
     const char *details;                      /* more lines for --help, or NULL */
+    bool many;                                /* takes more than one MODEL */
     const cli_option *groups[CLI_MAX_GROUPS]; /* NULL behind the last */
     nb_status (*run)(cli_args *args, nb_error *err);
 } cli_command;

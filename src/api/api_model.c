@@ -88,6 +88,9 @@ void nb_describe_source(const nb_source *s, nb_model_info *out)
     const nb_config *c = nb_source_config(s);
     *out = (nb_model_info){
         .family = c->family->name,
+        .rope = !c->family->rotary    ? NULL
+                : c->rope_interleaved ? "interleaved"
+                                      : "half",
         .n_layers = c->n_layers,
         .n_embd = c->n_embd,
         .n_ffn = c->n_ffn,
@@ -157,10 +160,18 @@ nb_status nb_perplexity(nb_model *m, const int32_t *tokens, size_t n_tokens,
     return nb_eval_perplexity(m->net, tokens, n_tokens, opt, watch_of(m), out, err);
 }
 
-nb_status nb_compare(nb_model *m, nb_model *reference, const int32_t *tokens, size_t n_tokens,
-                     const nb_eval_options *opt, nb_compare_result *out, nb_error *err)
+nb_status nb_compare(nb_model *const *models, size_t n_models, nb_model *reference,
+                     const int32_t *tokens, size_t n_tokens, const nb_eval_options *opt,
+                     nb_compare_result *out, nb_error *err)
 {
-    return nb_eval_compare(m->net, reference->net, tokens, n_tokens, opt, watch_of(m), out, err);
+    if (n_models == 0) return nb_fail(err, NB_EUSAGE, "compare: no model to compare");
+    const nb_net **nets = calloc(n_models, sizeof *nets);
+    if (!nets) return nb_fail_memory(err, "models", n_models * sizeof *nets);
+    for (size_t i = 0; i < n_models; i++) nets[i] = models[i]->net;
+    nb_status st = nb_eval_compare(nets, n_models, reference->net, tokens, n_tokens, opt,
+                                   watch_of(models[0]), out, err);
+    free(nets);
+    return st;
 }
 
 nb_status nb_logits(nb_model *m, const int32_t *tokens, size_t n_tokens, float *out, nb_error *err)

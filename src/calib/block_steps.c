@@ -150,6 +150,7 @@ static nb_status begin_states(runner *s)
     job->n_windows = now.n_windows;
     job->seqlen = now.seqlen;
     job->rope = now.rope;
+    job->spill = now.spill;
     if (!(s->needs & NB_NEED_STATES)) return NB_OK;
     job->x_source = now.source;
     job->x_stored = now.stored;
@@ -192,7 +193,8 @@ static void take_result(nb_block_job *job, nb_block_result *out)
 
 nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_backend *be,
                              nb_flow *flow, nb_arena *arena, nb_host_block *block,
-                             nb_flow_tick tick, void *user, nb_block_result *out, nb_error *err)
+                             const nb_training *training, nb_flow_tick tick, void *user,
+                             nb_block_result *out, nb_error *err)
 {
     *out = (nb_block_result){0};
     if (!nb_recipe_has_block_steps(recipe)) return NB_OK;
@@ -211,6 +213,7 @@ nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_b
                            .attn = &s.attn,
                            .stats = stats,
                            .stats_user = &s,
+                           .training = training,
                            .epochs = recipe->epochs,
                            .batch = recipe->batch,
                            .seed = recipe->seed,
@@ -225,13 +228,12 @@ nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_b
 }
 
 /* Simulated weights, gradients and the backend's own copies; what a batch keeps for its backward
- * (spec: OmniQuant 7.2); the source block's output on the stored states, which some steps want. */
+ * (spec: OmniQuant 7.2). */
 static int64_t training_bytes(const nb_recipe *recipe, const nb_config *cfg, int64_t weights)
 {
     int64_t C = cfg->n_embd, F = cfg->n_ffn, Q = (int64_t)cfg->n_heads * cfg->head_dim;
     int64_t rows = nb_min_i64(recipe->batch, recipe->samples) * (int64_t)recipe->seqlen;
-    int64_t states = (int64_t)recipe->samples * recipe->seqlen * C;
-    return 4 * (3 * weights + rows * (8 * C + 8 * Q + 6 * F) + states);
+    return 4 * (3 * weights + rows * (8 * C + 8 * Q + 6 * F));
 }
 
 int64_t nb_block_steps_bytes(const nb_recipe *recipe, const nb_config *cfg, int64_t weights)

@@ -12,12 +12,16 @@ typedef struct nb_block_result {
 } nb_block_result;
 
 /* Turns the weights of `block` into fp32 copies in the arena and runs the steps on them; does
- * nothing without such steps. flow: at this block; NULL without calibration text. */
+ * nothing without such steps. flow: at this block; NULL without calibration text. training: of the
+ * job.
+ */
 nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_backend *be,
                              nb_flow *flow, nb_arena *arena, nb_host_block *block,
-                             nb_flow_tick tick, void *user, nb_block_result *out, nb_error *err);
+                             const nb_training *training, nb_flow_tick tick, void *user,
+                             nb_block_result *out, nb_error *err);
 
-/* Bytes of the copies and of what the steps keep beside them; weights: of a block. */
+/* Bytes of the copies and of what the steps keep beside them, without hidden states; weights: of a
+ * block. */
 int64_t nb_block_steps_bytes(const nb_recipe *recipe, const nb_config *cfg, int64_t weights);
 
 #endif

@@ -25,9 +25,10 @@ nb_status nb_window_logits(nb_window *w, int64_t row, int64_t *n_rows, nb_view *
 nb_status nb_eval_perplexity(const nb_net *net, const int32_t *tokens, size_t n_tokens,
                              const nb_eval_options *opt, nb_watch watch, nb_perplexity_result *out,
                              nb_error *err);
-nb_status nb_eval_compare(const nb_net *net, const nb_net *ref, const int32_t *tokens,
-                          size_t n_tokens, const nb_eval_options *opt, nb_watch watch,
-                          nb_compare_result *out, nb_error *err);
+/* out [n_nets]; the reference runs once for all. */
+nb_status nb_eval_compare(const nb_net *const *nets, size_t n_nets, const nb_net *ref,
+                          const int32_t *tokens, size_t n_tokens, const nb_eval_options *opt,
+                          nb_watch watch, nb_compare_result *out, nb_error *err);
 /* out [n_tokens, V], host memory. */
 nb_status nb_eval_logits(const nb_net *net, const int32_t *tokens, int64_t n_tokens, float *out,
                          nb_error *err);

@@ -10,6 +10,7 @@
 
 #include "base/arena.h"
 #include "model/model.h"
+#include "model/states.h"
 
 typedef enum nb_step_kind {
     NB_STEP_TRANSFORM,
@@ -71,6 +72,13 @@ typedef struct nb_input_stats {
     const float *hessian;
 } nb_input_stats;
 
+/* Where a step that trains keeps its state, so that a run that is killed goes on at its last epoch.
+ */
+typedef struct nb_training {
+    const char *dir; /* of the block's own; made by the first that has something to keep */
+    const char *run; /* checksum of all that the state follows from, but for the block */
+} nb_training;
+
 /* One block on its way: steps that move something between linears and norms (transforms), or that
  * train. They run before the linears' own steps. What a step allocates in the arena and leaves in
  * the block (a bias) stays valid until the block is stored. After each step all that is stored
@@ -101,11 +109,13 @@ typedef struct nb_block_job {
 
     /* NB_NEED_STATES: hidden states before the block, [n_windows * seqlen, C], of the source model
      * and behind everything stored so far; target: the source block's own output on x_source.
-     * A step only reads them. */
+     * A step only reads them, at most `batch` windows at once. */
     int n_windows, seqlen;
-    nb_view x_source, x_stored, target;
-    nb_view rope;      /* [seqlen, D] */
-    int epochs, batch; /* of the recipe */
+    nb_states *x_source, *x_stored, *target;
+    const char *spill; /* directory for states of the step's own; NULL: they stay in memory */
+    const nb_training *training; /* NULL: a killed run begins the block anew */
+    nb_view rope;                /* [seqlen, D] */
+    int epochs, batch;           /* of the recipe */
     int64_t seed;
 
     const double *option; /* of the step at work */

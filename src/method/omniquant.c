@@ -17,6 +17,8 @@
  * Shifts are trained where activations are quantized and norms are LayerNorms, whose biases take
  * them up.
  *
+ * A run that is killed goes on at its last epoch (trainer_state.h).
+ *
  * No run gets worse than it began. Loss and gradients of every step are looked at; a step that is
  * not finite is dropped, the best epoch restored, both rates halved. After three such steps the
  * block starts again with less: LET at its start, clips alone, plain min-max. What has been trained
@@ -28,8 +30,10 @@
 #include <string.h>
 
 #include "method/awq_clip.h"
-#include "method/trainer.h"
+#include "method/trainer_state.h"
 #include "model/family.h"
+
+#define NAME "omniquant"
 
 enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA, AWQ_CLIP, ZERO_POINT, UNIT_TOKENS };
 
@@ -59,6 +63,8 @@ typedef struct training {
     nb_block_job *job;
     nb_trainer_options opt;
     nb_trainer t;
+    nb_train_mark at;
+    bool taken_up; /* `at` and the trainer are those of a run that was killed, not yet gone on */
     json_t *report, *epochs, *faults; /* the last two borrowed from the first */
 } training;
 
@@ -96,7 +102,7 @@ static void end_report(training *tr, const char *kept)
     json_object_set_new(tr->report, "steps", json_integer((json_int_t)tr->t.total));
     json_object_set_new(tr->report, "lwc_lr", number(tr->opt.lwc ? tr->opt.lwc_rate : 0));
     json_object_set_new(tr->report, "let_lr", number(tr->opt.let ? tr->opt.let_rate : 0));
-    if (tr->job->report) json_object_set(tr->job->report, "omniquant", tr->report);
+    if (tr->job->report) json_object_set(tr->job->report, NAME, tr->report);
 }
 
 /* ---- training ----------------------------------------------------------------------------- */
@@ -113,33 +119,42 @@ static nb_status reset(training *tr, level l, nb_error *err)
     return nb_trainer_reset(t, clips, l >= LEVEL_LWC, err);
 }
 
+static nb_status begin_level(training *tr, level l, nb_error *err)
+{
+    json_array_clear(tr->epochs);
+    tr->at = (nb_train_mark){.level = l, .best = INFINITY};
+    NB_TRY(reset(tr, l, err));
+    nb_trainer_save(&tr->t);
+    return NB_OK;
+}
+
 /* The best epoch's state stays in the trainer; *done false: not finite too often. */
 static nb_status train_level(training *tr, level l, bool *done, nb_error *err)
 {
     nb_trainer *t = &tr->t;
-    double best = INFINITY;
-    int faults = 0;
+    nb_train_mark *at = &tr->at;
     *done = false;
-    NB_TRY(reset(tr, l, err));
-    nb_trainer_save(t);
-    for (int epoch = 0; epoch < tr->job->epochs && faults < MAX_FAULTS;) {
+    if (!tr->taken_up) NB_TRY(begin_level(tr, l, err));
+    tr->taken_up = false;
+    while (at->epoch < tr->job->epochs && at->faults < MAX_FAULTS) {
         double loss;
         bool finite;
         NB_TRY(nb_trainer_epoch(t, &loss, &finite, err));
         if (!finite) {
-            report_fault(tr, l, epoch);
+            report_fault(tr, l, at->epoch);
             NB_TRY(nb_trainer_restore(t, err));
             t->lwc_rate /= 2;
             t->let_rate /= 2;
-            faults++;
+            at->faults++;
             continue;
         }
         json_array_append_new(tr->epochs, number(loss));
-        if (loss < best) nb_trainer_save(t);
-        best = fmin(best, loss);
-        epoch++;
+        if (loss < at->best) nb_trainer_save(t);
+        at->best = fmin(at->best, loss);
+        at->epoch++;
+        NB_TRY(nb_trainer_keep(t, NAME, at, tr->report, err));
     }
-    *done = faults < MAX_FAULTS;
+    *done = at->faults < MAX_FAULTS;
     return nb_trainer_restore(t, err);
 }
 
@@ -155,9 +170,8 @@ static nb_status train(training *tr, double *loss, nb_error *err)
 {
     bool done = false;
     *loss = INFINITY;
-    for (int l = LEVEL_ALL; l < LEVEL_MINMAX && !done; l++) {
+    for (int l = tr->at.level; l < LEVEL_MINMAX && !done; l++) {
         if (!is_level(tr, (level)l)) continue;
-        json_array_clear(tr->epochs);
         NB_TRY(train_level(tr, (level)l, &done, err));
     }
     if (!done) return NB_OK;
@@ -180,18 +194,36 @@ static nb_status fail_minmax(const training *tr, double loss, nb_error *err)
                    tr->job->block->layer, loss);
 }
 
-static nb_status choose(training *tr, nb_error *err)
+/* The losses of min-max and of the start into the report, or what a killed run had there. */
+static nb_status take_up(training *tr, nb_error *err)
 {
-    double start, minmax, best;
-    const char *kept = "trained";
+    double start, minmax;
+    NB_TRY(nb_trainer_recall(&tr->t, NAME, &tr->at, tr->report, &tr->taken_up, err));
+    tr->epochs = json_object_get(tr->report, "loss_epochs");
+    tr->faults = json_object_get(tr->report, "fallbacks");
+    if (tr->taken_up) return NB_OK;
     NB_TRY(loss_at(tr, LEVEL_MINMAX, &minmax, err));
     if (!isfinite(minmax)) return fail_minmax(tr, minmax, err);
     NB_TRY(loss_at(tr, LEVEL_ALL, &start, err));
-    NB_TRY(train(tr, &best, err));
     json_object_set_new(tr->report, "loss_minmax", number(minmax));
     json_object_set_new(tr->report, "loss_start", number(start));
+    return NB_OK;
+}
+
+static double reported(const training *tr, const char *key)
+{
+    const json_t *x = json_object_get(tr->report, key);
+    return json_is_number(x) ? json_number_value(x) : INFINITY;
+}
+
+static nb_status choose(training *tr, nb_error *err)
+{
+    double best;
+    const char *kept = "trained";
+    NB_TRY(take_up(tr, err));
+    NB_TRY(train(tr, &best, err));
     json_object_set_new(tr->report, "loss_best", number(best));
-    if (!isfinite(start)) start = INFINITY;
+    double start = reported(tr, "loss_start"), minmax = reported(tr, "loss_minmax");
     if (best > fmin(start, minmax)) {
         bool plain = minmax <= start;
         kept = plain ? "min-max" : "start";
@@ -269,7 +301,7 @@ static unsigned needs_more(const nb_step *step)
 }
 
 const nb_method nb_method_omniquant = {
-    .name = "omniquant",
+    .name = NAME,
     .kind = NB_STEP_CLIP,
     .needs = NB_NEED_RANGE | NB_NEED_STATES,
     .needs_more = needs_more,

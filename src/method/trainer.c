@@ -71,11 +71,12 @@ static nb_status forward_source(nb_trainer *t, nb_block *block, nb_workspace *ws
 {
     const nb_block_job *job = t->job;
     for (int i = 0; i < job->n_windows; i++) {
-        nb_view y = nb_view_rows(t->own, (int64_t)i * job->seqlen, job->seqlen);
-        job->be->ops->copy(job->be, y,
-                           nb_view_rows(job->x_stored, (int64_t)i * job->seqlen, job->seqlen));
+        nb_view x, y = nb_states_room(t->own, i, 1);
+        NB_TRY(nb_states_load(job->x_stored, i, 1, &x, err));
+        job->be->ops->copy(job->be, y, x);
         nb_block_forward(block, ws, y, kv, job->rope, 0);
         NB_TRY(job->be->ops->sync(job->be, err));
+        NB_TRY(nb_states_store(t->own, i, 1, err));
         NB_TRY(job->tick(job->tick_user));
     }
     return NB_OK;
@@ -91,7 +92,12 @@ static nb_status create_own(nb_trainer *t, nb_error *err)
     nb_status st;
     for (int r = 0; r < NB_N_ROLES; r++) host.linear[r].act = (nb_format){0};
     host.attn = (nb_attn_formats){0};
-    NB_GOTO(st, new_view(t, job->x_stored.rows, job->x_stored.cols, &t->own, err));
+    nb_states_desc states = {.n_windows = job->n_windows,
+                             .seqlen = job->seqlen,
+                             .n_embd = job->cfg->n_embd,
+                             .at_once = t->batch,
+                             .dir = job->spill};
+    NB_GOTO(st, nb_states_create(&t->own, job->be, &states, err));
     NB_GOTO(st, nb_block_create(job->be, job->cfg, &host, &block, err));
     nb_kv_desc d = nb_block_kv(block, job->seqlen);
     NB_GOTO(st, job->be->ops->kv_create(job->be, &d, &kv, err));
@@ -178,6 +184,8 @@ void nb_trainer_free(nb_trainer *t)
     nb_block_train_free(t->block);
     nb_lwc_free(&t->lwc);
     nb_rounding_free(&t->rounding);
+    nb_states_free(t->own);
+    t->own = NULL;
     t->n_bufs = 0;
     t->block = NULL;
 }
@@ -284,16 +292,15 @@ static nb_status forward_windows(nb_trainer *t, int w0, int n, int of, double *l
 {
     const nb_block_job *job = t->job;
     const nb_ops *op = job->be->ops;
-    int64_t row = (int64_t)w0 * job->seqlen, rows = (int64_t)n * job->seqlen;
-    nb_view y =
-        nb_block_train_forward(t->block, &t->params, nb_view_rows(job->x_stored, row, rows));
-    nb_view dy = nb_view_rows(t->dy, 0, rows);
+    nb_view x, want, dy = nb_view_rows(t->dy, 0, (int64_t)n * job->seqlen);
+    NB_TRY(nb_states_load(job->x_stored, w0, n, &x, err));
+    NB_TRY(nb_states_load(job->target, w0, n, &want, err));
+    nb_view y = nb_block_train_forward(t->block, &t->params, x);
     double count = (double)of * job->seqlen * (double)y.cols;
-    *loss = op->mse_backward(job->be, dy, y, nb_view_rows(job->target, row, rows), t->unit_tokens,
-                             2 / count, false);
-    if (t->own.buf) {
-        *loss += op->mse_backward(job->be, dy, y, nb_view_rows(t->own, row, rows), t->unit_tokens,
-                                  2 / count, true);
+    *loss = op->mse_backward(job->be, dy, y, want, t->unit_tokens, 2 / count, false);
+    if (t->own) {
+        NB_TRY(nb_states_load(t->own, w0, n, &want, err));
+        *loss += op->mse_backward(job->be, dy, y, want, t->unit_tokens, 2 / count, true);
     }
     *loss /= count;
     return op->sync(job->be, err);

@@ -36,9 +36,9 @@ typedef struct nb_trainer {
     nb_view row[NB_N_ROLES], col[NB_N_ROLES]; /* [1, n_out], [1, n_in]; buf NULL: ones */
     nb_view dcol[NB_N_ROLES];                 /* [1, n_in], likewise */
     nb_trainer_moves up, down;                /* what the parameters make; gradients of that */
-    nb_view own;  /* [n_windows * seqlen, C]: the source block's output on x_stored (aug) */
-    nb_view dy;   /* [batch * seqlen, C] */
-    float *check; /* [lwc logits] host copy of their gradient */
+    nb_states *own; /* the source block's output on x_stored (aug), or NULL */
+    nb_view dy;     /* [batch * seqlen, C] */
+    float *check;   /* [lwc logits] host copy of their gradient */
     nb_buffer *buf[8 * NB_N_ROLES + 4 * NB_N_NORMS + 8];
     int n_bufs;
 

@@ -88,6 +88,7 @@ void nb_lorc_add(const nb_lorc *l, const float *a, const float *b, int64_t row, 
 
 typedef struct nb_ops {
     const char *name;
+    nb_dtype real; /* of its buffers, NB_F32 or NB_F64: moved as this, nothing is rounded */
 
     /* -- life -- */
     nb_status (*create)(nb_backend *be, nb_error *err); /* fills be->state */
@@ -131,9 +132,10 @@ typedef struct nb_ops {
     void (*gram_forward)(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit);
     /* Each row of x normalised: RMS x/sqrt(mean x^2 + eps) or LayerNorm; out may be x. */
     void (*norm_forward)(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);
-    /* Rotates x [T, heads*D] in place, half-split pairs (i, i + R/2) of each head's first R
-     * channels. table [T, R]: cos of the R/2 angles, then sin, of these rows' positions. */
-    void (*rope_forward)(nb_backend *be, nb_view x, int n_heads, nb_view table);
+    /* Rotates x [T, heads*D] in place: of each head's first R channels the pairs (i, i + R/2), or,
+     * interleaved, (2i, 2i + 1). table [T, R]: cos of the R/2 angles, then sin, of these rows'
+     * positions. */
+    void (*rope_forward)(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved);
     /* out [T, H*D] = softmax(scale q k^T + mask) v per head; q [T, H*D], k and v [S, K*D] with
      * S = pos0 + T; query head h reads KV head h / (H/K). */
     void (*attention_forward)(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
@@ -163,7 +165,7 @@ typedef struct nb_ops {
     void (*norm_backward)(nb_backend *be, nb_view dx, nb_view dy, nb_view x, const nb_norm *norm,
                           bool add);
     /* Turns back what rope_forward turned: x is a gradient. */
-    void (*rope_backward)(nb_backend *be, nb_view x, int n_heads, nb_view table);
+    void (*rope_backward)(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved);
     /* attention_forward, and lse [T, H] = log sum exp of the scaled scores; pos0 = 0. */
     void (*attention_train)(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
                             nb_view v, const nb_attention *a);

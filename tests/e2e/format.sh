@@ -41,6 +41,8 @@ done
 check bf16 tests/golden/llama-text --weights bf16
 check mse tests/golden/llama-text --weights int4:g24 --method mse,nearest
 check gguf tests/golden/gguf-llama/model.gguf --weights int3:g128
+check "gguf interleaved" tests/golden/gguf-llama/model.gguf --weights int3:g128 --rope interleaved
+check "only interleaved" tests/golden/qwen3 --weights f16 --rope interleaved
 printf 'weights: int4:g16\nembedding: int8:g8\n' >"$scratch/r.yaml"
 check recipe tests/golden/llama-text --recipe "$scratch/r.yaml"
 cat >"$scratch/r.yaml" <<'EOF'

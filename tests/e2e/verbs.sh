@@ -105,6 +105,13 @@ expect 0 "perplexity --simulate" "$NIBBLE" perplexity "$scratch/q" "${measure[@]
 close "packed kernels and fake quantization agree" "$(value perplexity)" "$packed" 1e-3
 expect 0 "compare with itself" "$NIBBLE" compare "$model" --against "$model" "${measure[@]}" --json
 same "a model does not differ from itself" "0.0 1.0" "$(value kl_mean) $(value top1_agreement)"
+single=$("$NIBBLE" compare "$scratch/q" --against "$model" "${measure[@]}" --json | python3 -c \
+    'import json, sys; print(json.load(sys.stdin)["kl_mean"])')
+expect 0 "compare several" "$NIBBLE" compare "$model" "$scratch/q" --against "$model" "${measure[@]}" --json
+same "each as by itself" "0.0 $single" "$(python3 -c '
+import json, sys
+print(*(m["kl_mean"] for m in json.load(sys.stdin)["models"]))' <<<"$out")"
+expect 2 "two models for a verb of one" "$NIBBLE" perplexity "$model" "$model" "${measure[@]}"
 expect 2 "compare with another vocabulary" "$NIBBLE" compare "$model" --against tests/golden/llama-mha \
     "${measure[@]}"
 

@@ -110,11 +110,11 @@ static int ref_rho(const nb_config *c, int i)
 static double ref_sa(const ref_block *b, int i)
 {
     const nb_config *c = &b->f->cfg;
-    int D = c->head_dim, half = D / 2;
+    int D = c->head_dim, half = D / 2, pair = c->rope_interleaved ? i % D / 2 : i % D % half;
     if (!nb_format_is_quantized(&b->f->attn.q)) return 1;
-    if (c->family->qk_norm) return b->t->scale[NB_LET_QKT][i % D % half];
+    if (c->family->qk_norm) return b->t->scale[NB_LET_QKT][pair];
     if (!c->family->rotary) return b->t->scale[NB_LET_QKT][i];
-    return b->t->scale[NB_LET_QKT][i / D * half + i % D % half];
+    return b->t->scale[NB_LET_QKT][i / D * half + pair];
 }
 
 /* Row i and column j of W' = W row col, and the bias that goes with it. */
@@ -195,9 +195,11 @@ static void ref_rotate(const ref_block *b, double *x, int t)
         float freq = (float)(1 / pow((double)c->rope_theta, 2.0 * i / c->head_dim));
         float angle = (float)t * freq;
         double co = (double)(float)cos((double)angle), si = (double)(float)sin((double)angle);
-        double u = x[i], v = x[i + half];
-        x[i] = u * co - v * si;
-        x[i + half] = v * co + u * si;
+        int first = c->rope_interleaved ? 2 * i : i;
+        int second = c->rope_interleaved ? 2 * i + 1 : i + half;
+        double u = x[first], v = x[second];
+        x[first] = u * co - v * si;
+        x[second] = v * co + u * si;
     }
 }
 
@@ -260,8 +262,8 @@ static double ref_loss(ref_block *b)
     int C = c->n_embd, F = c->n_ffn, H = c->n_heads, K = c->n_kv_heads, D = c->head_dim;
     nb_backend *be = b->f->be;
     b->frozen->value = b->frozen->group = 0;
-    be->ops->download(be, b->f->job.x_stored, x, NB_F64);
-    be->ops->download(be, b->f->job.target, target, NB_F64);
+    be->ops->download(be, omni_all(b->f->job.x_stored), x, NB_F64);
+    be->ops->download(be, omni_all(b->f->job.target), target, NB_F64);
     for (int t = 0; t < OMNI_R; t++) {
         ref_norm(b, NB_NORM_ATTN, x + t * C, a + t * C, C, b->t->scale[NB_LET_QKV],
                  b->t->shift[NB_LET_QKV]);

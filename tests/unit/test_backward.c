@@ -72,7 +72,7 @@ static void run_norm_back(nb_backend *be, const op_case *c, double *out)
 static void run_rope_back(nb_backend *be, const op_case *c, double *out)
 {
     nb_view x = make_view(be, c, 1, c->T, c->H * c->D), t = make_view(be, c, 2, c->T, c->rot);
-    be->ops->rope_backward(be, x, c->H, t);
+    be->ops->rope_backward(be, x, c->H, t, c->kind == 1);
     take_view(be, x, out);
     drop(be, x), drop(be, t);
 }
@@ -432,13 +432,13 @@ static void norm_backward(function *f)
 static void rope_forward(function *f)
 {
     f->be->ops->copy(f->be, f->out, f->in[0]);
-    f->be->ops->rope_forward(f->be, f->out, f->c->H, f->extra[0]);
+    f->be->ops->rope_forward(f->be, f->out, f->c->H, f->extra[0], f->c->kind == 1);
 }
 
 static void rope_backward(function *f)
 {
     f->be->ops->copy(f->be, f->grad[0], f->dout);
-    f->be->ops->rope_backward(f->be, f->grad[0], f->c->H, f->extra[0]);
+    f->be->ops->rope_backward(f->be, f->grad[0], f->c->H, f->extra[0], f->c->kind == 1);
 }
 
 static void glu_forward(function *f)
@@ -547,13 +547,15 @@ static void test_difference_pointwise(void **state)
 static void test_difference_rope(void **state)
 {
     NB_UNUSED(state);
-    op_case c = {.seed = 1, .T = 3, .H = 2, .D = 16, .rot = 8};
-    const int64_t shape[][2] = {{c.T, c.H * c.D}};
-    function f = open_function(make_ref64(), &c, 1, shape, c.T, c.H * c.D);
-    f.extra[0] = make_view(f.be, &c, 30, c.T, c.rot);
-    f.forward = rope_forward, f.backward = rope_backward;
-    check_function("rope", &f);
-    close_function(&f);
+    for (int kind = 0; kind < 2; kind++) { /* halves, interleaved */
+        op_case c = {.seed = 1, .T = 3, .H = 2, .D = 16, .rot = 8, .kind = kind};
+        const int64_t shape[][2] = {{c.T, c.H * c.D}};
+        function f = open_function(make_ref64(), &c, 1, shape, c.T, c.H * c.D);
+        f.extra[0] = make_view(f.be, &c, 30, c.T, c.rot);
+        f.forward = rope_forward, f.backward = rope_backward;
+        check_function("rope", &f);
+        close_function(&f);
+    }
 }
 
 static void test_difference_product(void **state)

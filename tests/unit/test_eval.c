@@ -171,13 +171,20 @@ static void compare_is_its_definition(void **state)
         diff += nll_at(&m, t) - nll_at(&ref, t);
     }
     nb_eval_options opt = {.ctx = T};
-    assert_int_equal(nb_eval_compare(m.net, ref.net, m.ids, T, &opt, (nb_watch){0}, &r, NULL),
+    const nb_net *nets[2] = {m.net, ref.net};
+    nb_compare_result both[2];
+    assert_int_equal(nb_eval_compare(nets, 2, ref.net, m.ids, T, &opt, (nb_watch){0}, both, NULL),
                      NB_OK);
+    assert_true(both[1].kl_max < 1e-9 && both[1].perplexity == both[0].perplexity_reference);
+    assert_int_equal(nb_eval_compare(nets, 1, ref.net, m.ids, T, &opt, (nb_watch){0}, &r, NULL),
+                     NB_OK);
+    assert_true(r.kl_mean == both[0].kl_mean && r.perplexity == both[0].perplexity);
     assert_true(fabs(r.kl_mean - kl / (T - 1)) < 1e-5);
     assert_true(fabs(r.top1_agreement - same / (T - 1)) < 1e-12);
     assert_true(fabs(r.perplexity_ratio - exp(diff / (T - 1))) < 1e-4);
     assert_true(r.kl_p99 >= r.kl_median && r.kl_max >= r.kl_p99);
-    assert_int_equal(nb_eval_compare(m.net, m.net, m.ids, T, &opt, (nb_watch){0}, &r, NULL), NB_OK);
+    assert_int_equal(nb_eval_compare(nets, 1, m.net, m.ids, T, &opt, (nb_watch){0}, &r, NULL),
+                     NB_OK);
     assert_true(r.kl_max < 1e-9 && r.top1_agreement == 1 && r.perplexity_ratio == 1);
     close_fixture(&m);
     close_fixture(&ref);

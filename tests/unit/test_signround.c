@@ -13,9 +13,11 @@
 #include "omni_fixture.h"
 #include "tiny_model.h"
 
-static const omni_variant w2 = {"llama", 32, 4, 2, 8, 48, false, false, "int2:g16", NULL, NULL};
+static const omni_variant w2 = {"llama", 32,    4,     2,          8,    48,
+                                false,   false, false, "int2:g16", NULL, NULL};
 static const omni_variant w4a4 = {
-    "llama", 32, 4, 2, 8, 48, false, false, "int4:row", "int4:token:asym", "int4:token:asym"};
+    "llama",          32, 4, 2, 8, 48, false, false, false, "int4:row", "int4:token:asym",
+    "int4:token:asym"};
 
 static const char *const words[] = {"int2:g16", "int3:row", "int4:row:sym", "int3:g8:f32",
                                     "fp4:g16",  "mxfp4",    "dialect:b32"};
@@ -291,7 +293,8 @@ static void test_not_finite(void **state)
     nb_error err = {0};
     float nan = NAN;
     omni_begin(&f, &w2, "cpu", 1);
-    f.be->ops->upload(f.be, nb_view_cols(nb_view_rows(f.job.target, 2, 1), 3, 1), &nan, NB_F32);
+    f.be->ops->upload(f.be, nb_view_cols(nb_view_rows(omni_all(f.job.target), 2, 1), 3, 1), &nan,
+                      NB_F32);
     assert_int_equal(run(&f, "signround:iters=2", &err), NB_ENUMERIC);
     assert_non_null(strstr(err.message, "blk.0"));
     omni_end(&f);
@@ -305,7 +308,7 @@ static void test_faults(void **state)
     float target[OMNI_R * 32];
     for (int i = 0; i < OMNI_R * 32; i++) target[i] = i % 3 ? 3e38f : -3e38f;
     omni_begin(&f, &w4a4, "cpu", 1);
-    f.be->ops->upload(f.be, f.job.target, target, NB_F32);
+    f.be->ops->upload(f.be, omni_all(f.job.target), target, NB_F32);
     float *norm = (float *)(uintptr_t)f.block.norm[NB_NORM_FFN].weight;
     for (int i = 0; i < 32; i++) norm[i] *= 1e4f;
     assert_int_equal(run(&f, "signround:iters=9", NULL), NB_OK);

@@ -155,6 +155,7 @@ static void copy(nb_backend *be, nb_view dst, nb_view src)
 
 const nb_ops nb_ops_cpu = {
     .name = "cpu",
+    .real = NB_F32,
     .create = cpu_create,
     .destroy = cpu_destroy,
     .sync = cpu_sync,

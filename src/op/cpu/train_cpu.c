@@ -140,7 +140,7 @@ void nb_cpu_norm_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, con
 
 /* ---- positions, activations ------------------------------------------------------------ */
 
-void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table)
+void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved)
 {
     const nb_kernels *k = &nb_cpu_of(be)->k;
     int64_t D = x.cols / n_heads, half = table.cols / 2;
@@ -152,7 +152,10 @@ void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table)
         const float *cos = nb_cpu_row(table, t);
         float *sin = thread_row(rows, half);
         k->scale(sin, -1, cos + half, half);
-        for (int h = 0; h < n_heads; h++) k->rope(nb_cpu_row(x, t) + h * D, cos, sin, half);
+        for (int h = 0; h < n_heads; h++) {
+            float *head = nb_cpu_row(x, t) + h * D;
+            (interleaved ? k->rope_interleaved : k->rope)(head, cos, sin, half);
+        }
     }
 }
 

@@ -56,6 +56,7 @@ static REAL operand(const nb_backend *be, REAL x)
 
 const nb_ops REF_OPS = {
     .name = REF_NAME,
+    .real = REF_DTYPE,
     .create = ref_create,
     .destroy = ref_destroy,
     .sync = ref_sync,
