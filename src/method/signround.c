@@ -17,6 +17,8 @@
  *                   learns on its own, as if step and zero point were learned
  *   unit_tokens     each token's error relative to the size of the token that is aimed at
  *
+ * A run that is killed goes on at the last tenth of its steps (trainer_state.h).
+ *
  * No run gets worse than it began. The state that is kept is the last, or the one before the last
  * step of the pass over all windows whose steps had the least loss, and only if its loss over all
  * windows is below that of the start. A step that is not finite is dropped, the best state
@@ -30,7 +32,9 @@
 
 #include "method/awq_clip.h"
 #include "method/round.h"
-#include "method/trainer.h"
+#include "method/trainer_state.h"
+
+#define NAME "signround"
 
 enum { ITERS, LR, BATCH, AWQ_CLIP, ZERO_POINT, UNIT_TOKENS };
 
@@ -49,10 +53,11 @@ enum { MAX_FAULTS = 3, TENTHS = 10 };
 typedef struct learner {
     nb_block_job *job;
     nb_trainer t;
-    int iters, step, faults; /* step: done or dropped */
-    double rate;             /* at first */
-    int w;                   /* first window of the next step */
-    double sum, best;        /* losses of the pass at hand, times windows; least mean of a pass */
+    int iters;
+    nb_train_mark at; /* epoch: steps done or dropped; best: least mean loss of a pass */
+    int w;            /* first window of the next step */
+    double sum;       /* losses of the pass at hand, times windows */
+    int kept;         /* tenths of the steps at which the state was kept */
     json_t *report, *losses, *fallbacks; /* the last two borrowed from the first */
 } learner;
 
@@ -68,28 +73,22 @@ static nb_status begin_report(learner *l, nb_error *err)
     return l->report && l->losses && l->fallbacks ? NB_OK : nb_fail_memory(err, "report", 1000);
 }
 
-static void end_report(learner *l, double start, double best, const char *kept)
+static void end_report(learner *l, double best, const char *kept)
 {
-    json_object_set_new(l->report, "loss_start", json_real(start));
     json_object_set_new(l->report, "loss_best", isfinite(best) ? json_real(best) : json_null());
     json_object_set_new(l->report, "kept", json_string(kept));
     json_object_set_new(l->report, "steps", json_integer((json_int_t)l->t.total));
-    json_object_set_new(l->report, "lr", json_real(l->rate));
-    if (l->job->report) json_object_set(l->job->report, "signround", l->report);
+    json_object_set_new(l->report, "lr", json_real(l->t.lwc_rate));
+    if (l->job->report) json_object_set(l->job->report, NAME, l->report);
 }
 
 static void report_fault(learner *l)
 {
-    json_array_append_new(l->fallbacks, json_pack("{s:i, s:s, s:f}", "step", l->step + 1,
-                                                  "not_finite", l->t.fault, "lr", l->rate));
+    json_array_append_new(l->fallbacks, json_pack("{s:i, s:s, s:f}", "step", l->at.epoch + 1,
+                                                  "not_finite", l->t.fault, "lr", l->t.lwc_rate));
 }
 
-/* The step at hand ends a tenth of all. */
-static bool is_tenth(const learner *l)
-{
-    int64_t before = (int64_t)l->step * TENTHS / l->iters;
-    return ((int64_t)l->step + 1) * TENTHS / l->iters != before;
-}
+static int tenths(const learner *l, int steps) { return (int)((int64_t)steps * TENTHS / l->iters); }
 
 /* ---- training ----------------------------------------------------------------------------- */
 
@@ -99,8 +98,8 @@ static void take_loss(learner *l, double loss, int n)
     l->sum += loss * n;
     l->w += n;
     if (l->w < l->job->n_windows) return;
-    if (l->sum < l->best * l->w) nb_trainer_save(&l->t);
-    l->best = fmin(l->best, l->sum / l->w);
+    if (l->sum < l->at.best * l->w) nb_trainer_save(&l->t);
+    l->at.best = fmin(l->at.best, l->sum / l->w);
     l->sum = l->w = 0;
 }
 
@@ -116,8 +115,8 @@ static void update(learner *l, double rate)
 static nb_status drop_step(learner *l, nb_error *err)
 {
     report_fault(l);
-    l->faults++;
-    l->rate /= 2;
+    l->at.faults++;
+    l->t.lwc_rate /= 2;
     l->sum = l->w = 0;
     return nb_trainer_restore(&l->t, err);
 }
@@ -125,7 +124,7 @@ static nb_status drop_step(learner *l, nb_error *err)
 static nb_status run_step(learner *l, nb_error *err)
 {
     nb_trainer *t = &l->t;
-    double loss, left = 1 - (double)l->step / l->iters;
+    double loss, left = 1 - (double)l->at.epoch / l->iters;
     bool finite;
     int n = l->job->n_windows - l->w;
     if (n > t->batch) n = t->batch;
@@ -133,15 +132,30 @@ static nb_status run_step(learner *l, nb_error *err)
     NB_TRY(nb_trainer_tick(l->job, n));
     if (!finite) return drop_step(l, err);
     take_loss(l, loss, n);
-    if (is_tenth(l)) json_array_append_new(l->losses, json_real(loss));
-    update(l, l->rate * left);
+    if (tenths(l, l->at.epoch + 1) > tenths(l, l->at.epoch)) {
+        json_array_append_new(l->losses, json_real(loss));
+    }
+    update(l, l->t.lwc_rate * left);
     return NB_OK;
+}
+
+/* At the end of the first pass behind every tenth of the steps, where the state is a few numbers.
+ */
+static nb_status keep(learner *l, nb_error *err)
+{
+    if (l->w > 0 || !isfinite(l->at.best) || tenths(l, l->at.epoch) == l->kept) return NB_OK;
+    l->kept = tenths(l, l->at.epoch);
+    return nb_trainer_keep(&l->t, NAME, &l->at, l->report, err);
 }
 
 /* The best state stays in the trainer's `best`, the last in the trainer. */
 static nb_status learn(learner *l, nb_error *err)
 {
-    for (; l->step < l->iters && l->faults < MAX_FAULTS; l->step++) NB_TRY(run_step(l, err));
+    while (l->at.epoch < l->iters && l->at.faults < MAX_FAULTS) {
+        NB_TRY(run_step(l, err));
+        l->at.epoch++;
+        NB_TRY(keep(l, err));
+    }
     return NB_OK;
 }
 
@@ -149,31 +163,44 @@ static nb_status learn(learner *l, nb_error *err)
 static nb_status take_best(learner *l, double *loss, nb_error *err)
 {
     NB_TRY(nb_trainer_loss(&l->t, loss, err));
-    if (*loss < l->best) return NB_OK;
+    if (*loss < l->at.best) return NB_OK;
     NB_TRY(nb_trainer_restore(&l->t, err));
     return nb_trainer_loss(&l->t, loss, err);
 }
 
-static nb_status run_learner(learner *l, nb_error *err)
+/* The start and its loss, or what a killed run had. */
+static nb_status take_up(learner *l, nb_error *err)
 {
-    double start, best;
-    const char *kept = "trained";
+    bool found;
+    double start;
+    NB_TRY(nb_trainer_recall(&l->t, NAME, &l->at, l->report, &found, err));
+    l->losses = json_object_get(l->report, "losses");
+    l->fallbacks = json_object_get(l->report, "fallbacks");
+    if (found) l->kept = tenths(l, l->at.epoch);
+    if (found) return NB_OK;
     NB_TRY(nb_trainer_reset(&l->t, NB_LWC_JOB, true, err));
     nb_trainer_save(&l->t);
     NB_TRY(nb_trainer_loss(&l->t, &start, err));
-    if (!isfinite(start)) {
-        return nb_fail(err, NB_ENUMERIC,
-                       "blk.%d: the loss of rounding to nearest is %g: hidden states or weights "
-                       "are not finite",
-                       l->job->block->layer, start);
-    }
+    json_object_set_new(l->report, "loss_start", json_real(start));
+    if (isfinite(start)) return NB_OK;
+    return nb_fail(err, NB_ENUMERIC,
+                   "blk.%d: the loss of rounding to nearest is %g: hidden states or weights are "
+                   "not finite",
+                   l->job->block->layer, start);
+}
+
+static nb_status run_learner(learner *l, nb_error *err)
+{
+    double best;
+    const char *kept = "trained";
+    NB_TRY(take_up(l, err));
     NB_TRY(learn(l, err));
     NB_TRY(take_best(l, &best, err));
-    if (!(best < start)) {
+    if (!(best < json_number_value(json_object_get(l->report, "loss_start")))) {
         kept = "start";
         NB_TRY(nb_trainer_reset(&l->t, NB_LWC_JOB, true, err));
     }
-    end_report(l, start, best, kept);
+    end_report(l, best, kept);
     NB_TRY(nb_rounding_finish(&l->t.rounding, l->job, err));
     return nb_lwc_finish(&l->t.lwc, l->job, err);
 }
@@ -195,17 +222,17 @@ static nb_status check_formats(const nb_block_job *job, nb_error *err)
 static nb_status run_signround(nb_block_job *job, nb_error *err)
 {
     const double *o = job->option;
-    learner l = {.job = job, .iters = (int)o[ITERS], .best = INFINITY};
-    nb_trainer_options opt = {.step = "signround",
+    learner l = {.job = job, .iters = (int)o[ITERS], .at = {.best = INFINITY}};
+    nb_trainer_options opt = {.step = NAME,
                               .rounding = true,
                               .batch = (int)o[BATCH],
                               .unit_tokens = o[UNIT_TOKENS] != 0,
                               .zero_point = o[ZERO_POINT] != 0};
-    l.rate = o[LR] > 0 ? o[LR] : 1 / fmax(l.iters, 1);
     NB_TRY(check_formats(job, err));
     if (o[AWQ_CLIP] != 0) NB_TRY(nb_awq_clip_block(job, err));
     nb_status st;
     NB_GOTO(st, nb_trainer_create(&l.t, job, &opt, err));
+    l.t.lwc_rate = o[LR] > 0 ? o[LR] : 1 / fmax(l.iters, 1);
     NB_GOTO(st, begin_report(&l, err));
     st = run_learner(&l, err);
 done:
@@ -227,7 +254,7 @@ static nb_status round_linear(nb_job *job, nb_error *err)
 }
 
 const nb_method nb_method_signround = {
-    .name = "signround",
+    .name = NAME,
     .kind = NB_STEP_ROUND,
     .needs = NB_NEED_STATES | NB_NEED_OFFSETS,
     .needs_more = needs_more,

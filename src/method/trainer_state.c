@@ -17,7 +17,7 @@
 #include "base/hash.h"
 #include "base/size.h"
 
-enum { ALIGN = 64, HASH = NB_HASH_CHARS - 1, MAX_PARTS = 8 };
+enum { ALIGN = 64, HASH = NB_HASH_CHARS - 1, MAX_PARTS = 8 + 2 * NB_N_ROLES };
 #define PIECE ((int64_t)1 << 17) /* values on their way from the device to the file */
 
 /* ---- what is kept ------------------------------------------------------------------------- */
@@ -38,6 +38,7 @@ typedef struct parts {
 static void add_view(parts *p, nb_view v)
 {
     int64_t n = v.rows * v.cols;
+    if (n == 0) return;
     nb_view flat = {.buf = v.buf, .off = v.off, .rows = 1, .cols = n, .stride = n};
     p->item[p->n++] = (part){.view = flat, .n = n};
 }
@@ -59,6 +60,10 @@ static parts list_parts(const nb_trainer *t)
     add_host(&p, t->let.m, t->let.n);
     add_host(&p, t->let.v, t->let.n);
     add_host(&p, t->let_best, t->let.n);
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        add_view(&p, t->rounding.v[r]);
+        add_view(&p, t->rounding.best[r]);
+    }
     return p;
 }
 

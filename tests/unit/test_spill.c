@@ -157,13 +157,14 @@ static void test_states_refused(void **state)
 
 /* ---- runs ----------------------------------------------------------------------------------- */
 
-/* Followed only, statistics of several passes, training. */
-enum { FOLLOWED, STATISTICS, TRAINED, N_KINDS };
+/* Followed only, statistics of several passes, training, training and learned rounding. */
+enum { FOLLOWED, STATISTICS, TRAINED, LEARNED, N_KINDS };
 
 static void begin_kind(command *c, const char *out, int kind)
 {
     static const char *const methods[N_KINDS] = {"nearest", "smooth,awq_clip,gptq",
-                                                 "omniquant:lwc:let:aug,nearest"};
+                                                 "omniquant:lwc:let:aug,nearest",
+                                                 "omniquant:lwc,signround:iters=14:batch=4"};
     begin_command(c, out);
     with_text(c);
     c->opt.samples = 6;
@@ -171,7 +172,7 @@ static void begin_kind(command *c, const char *out, int kind)
     c->opt.method = methods[kind];
     c->opt.acts = kind == FOLLOWED ? NULL : "int6:token:asym";
     c->opt.recipe = "kv: int6:token:asym\n";
-    if (kind != TRAINED) return;
+    if (kind < TRAINED) return;
     c->opt.epochs = 3;
     c->opt.batch = 1;
 }
@@ -242,14 +243,14 @@ static void test_too_little(void **state)
     must_fail(&c, NB_ERESOURCE, "memory: needs about", "with hidden states on disk");
 }
 
-static void interrupt_everywhere(bool on_disk)
+static void interrupt_everywhere(int kind, bool on_disk)
 {
     command whole;
-    begin_kind(&whole, "whole", TRAINED);
+    begin_kind(&whole, "whole", kind);
     must_run(&whole);
     for (int k = 1; k <= whole.calls; k += on_disk ? 13 : 3) {
         command c;
-        begin_kind(&c, "parts", TRAINED);
+        begin_kind(&c, "parts", kind);
         if (on_disk) spill(&c);
         c.stop_at = k;
         assert_int_equal(run_command(&c), NB_EINTERRUPTED);
@@ -266,8 +267,10 @@ static void interrupt_everywhere(bool on_disk)
 static void test_interrupt(void **state)
 {
     NB_UNUSED(state);
-    interrupt_everywhere(false);
-    interrupt_everywhere(true);
+    for (int kind = TRAINED; kind < N_KINDS; kind++) {
+        interrupt_everywhere(kind, false);
+        interrupt_everywhere(kind, true);
+    }
 }
 
 /* ---- training that goes on ------------------------------------------------------------------ */
