@@ -1,11 +1,15 @@
 #include "calib/flow.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 
 #include "base/size.h"
 
 enum { SOURCE, STORED, TARGET };
+
+/* Where no step looks at the source's states, they serve the report alone, which these give. */
+enum { REPORT_WINDOWS = 8 };
 
 struct nb_flow {
     nb_backend *be;
@@ -15,6 +19,7 @@ struct nb_flow {
     nb_workspace *ws;
     nb_view rope;
     nb_states *x[3]; /* SOURCE, STORED, TARGET (or NULL) */
+    int n_source;    /* windows of SOURCE; the others have all */
     nb_buffer *copy; /* [seqlen, C]: a window whose states must stay */
     float *host[2];  /* [seqlen, C] */
     bool ahead;      /* the source's states are through the block: in TARGET, or moved on */
@@ -22,49 +27,59 @@ struct nb_flow {
 
 nb_flow_desc nb_flow_describe(const nb_recipe *recipe, const nb_config *cfg)
 {
-    nb_flow_desc d = {.cfg = cfg, .at_once = 1};
-    d.target = nb_recipe_block_needs(recipe) & NB_NEED_STATES;
+    unsigned needs = nb_recipe_block_needs(recipe);
+    nb_flow_desc d = {.cfg = cfg, .at_once = 1, .n_source = needs ? INT_MAX : REPORT_WINDOWS};
+    d.target = needs & NB_NEED_STATES;
     if (d.target) d.at_once = (int)nb_clamp_i64(recipe->batch, 1, recipe->samples);
     return d;
 }
 
-static nb_states_desc describe_states(const nb_flow_desc *d, int n_samples, int seqlen)
+static nb_states_desc describe_states(const nb_flow_desc *d, int n_windows, int seqlen)
 {
-    return (nb_states_desc){.n_windows = n_samples,
+    return (nb_states_desc){.n_windows = n_windows,
                             .seqlen = seqlen,
                             .n_embd = d->cfg->n_embd,
-                            .at_once = d->at_once < n_samples ? d->at_once : n_samples,
+                            .at_once = d->at_once < n_windows ? d->at_once : n_windows,
                             .dir = d->spill};
 }
 
+static int source_windows(const nb_flow_desc *d, int n_samples)
+{
+    return d->n_source < n_samples ? d->n_source : n_samples;
+}
+
 /* The source's, the stored ones; where a step trains, the target and the step's own. */
-static int count_states(const nb_flow_desc *d) { return d->target ? 4 : 2; }
+static int64_t states_bytes(const nb_flow_desc *d, int n_samples, int seqlen, bool spilled)
+{
+    nb_states_desc source = describe_states(d, source_windows(d, n_samples), seqlen);
+    nb_states_desc one = describe_states(d, n_samples, seqlen);
+    return nb_states_bytes(&source, spilled) + (d->target ? 3 : 1) * nb_states_bytes(&one, spilled);
+}
 
 int64_t nb_flow_bytes(const nb_flow_desc *d, int n_samples, int seqlen, bool spilled)
 {
     const nb_config *cfg = d->cfg;
-    nb_states_desc one = describe_states(d, n_samples, seqlen);
     int64_t hidden = (int64_t)seqlen * cfg->n_embd;
     int64_t wide = (int64_t)cfg->n_heads * cfg->head_dim + 2 * (int64_t)cfg->n_ffn;
     int64_t kv = (int64_t)cfg->n_kv_heads * cfg->head_dim; /* as made, and as kept */
     int64_t scratch = (int64_t)seqlen * (2 * cfg->n_embd + 2 * wide + 4 * kv);
-    return count_states(d) * nb_states_bytes(&one, spilled) + 4 * (3 * hidden + scratch);
+    return states_bytes(d, n_samples, seqlen, spilled) + 4 * (3 * hidden + scratch);
 }
 
 int64_t nb_flow_disk_bytes(const nb_flow_desc *d, int n_samples, int seqlen)
 {
-    nb_states_desc one = describe_states(d, n_samples, seqlen);
-    return count_states(d) * nb_states_bytes(&one, false);
+    return states_bytes(d, n_samples, seqlen, false);
 }
 
 static nb_status create_buffers(nb_flow *f, const nb_flow_desc *d, nb_error *err)
 {
     int64_t seqlen = f->samples->seqlen, hidden = seqlen * f->cfg.n_embd;
-    nb_states_desc one = describe_states(d, f->samples->n, f->samples->seqlen);
     NB_TRY(nb_workspace_create(f->be, &f->cfg, seqlen, &f->ws, err));
     NB_TRY(f->be->ops->buffer_create(f->be, hidden, &f->copy, err));
     NB_TRY(nb_rope_table(f->be, &f->cfg, seqlen, &f->rope, err));
     for (int i = 0; i < (d->target ? 3 : 2); i++) {
+        nb_states_desc one =
+            describe_states(d, i == SOURCE ? f->n_source : f->samples->n, f->samples->seqlen);
         NB_TRY(nb_states_create(&f->x[i], f->be, &one, err));
     }
     for (int i = 0; i < 2; i++) {
@@ -84,6 +99,7 @@ nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_flow_desc *d,
     f->cfg = *d->cfg;
     f->samples = samples;
     f->spill = d->spill;
+    f->n_source = source_windows(d, samples->n);
     nb_status st = create_buffers(f, d, err);
     if (st != NB_OK) {
         nb_flow_free(f);
@@ -105,6 +121,11 @@ void nb_flow_free(nb_flow *f)
     free(f);
 }
 
+static int windows_of(const nb_flow *f, int which)
+{
+    return which == SOURCE ? f->n_source : f->samples->n;
+}
+
 static nb_status embed(nb_flow *f, int which, const nb_host_ends *host, nb_error *err)
 {
     /* Only what embeds: the head would cost memory for nothing. */
@@ -113,7 +134,7 @@ static nb_status embed(nb_flow *f, int which, const nb_host_ends *host, nb_error
     nb_ends *ends;
     NB_TRY(nb_ends_create(f->be, &f->cfg, &part, &ends, err));
     nb_status st = NB_OK;
-    for (int i = 0; st == NB_OK && i < f->samples->n; i++) {
+    for (int i = 0; st == NB_OK && i < windows_of(f, which); i++) {
         const int32_t *ids = f->samples->ids + (int64_t)i * f->samples->seqlen;
         st = nb_ends_embed(ends, nb_states_room(f->x[which], i, 1), ids, 0, err);
         if (st == NB_OK) st = nb_states_store(f->x[which], i, 1, err);
@@ -155,7 +176,7 @@ static nb_status forward_all(nb_flow *f, int from, int to, const nb_host_block *
     nb_kv *kv; /* of one window: every window starts at position 0 */
     nb_kv_desc d = nb_block_kv(block, f->samples->seqlen);
     nb_status st = f->be->ops->kv_create(f->be, &d, &kv, err);
-    for (int i = 0; st == NB_OK && i < f->samples->n; i++) {
+    for (int i = 0; st == NB_OK && i < windows_of(f, from); i++) {
         st = forward_window(f, from, to, i, block, kv, err);
         if (st == NB_OK) st = tick(user);
     }
@@ -219,7 +240,7 @@ static nb_status output_error(nb_flow *f, int layer, double *out, nb_error *err)
     const nb_ops *op = f->be->ops;
     int64_t n = (int64_t)f->samples->seqlen * f->cfg.n_embd;
     double error = 0, power = 0;
-    for (int i = 0; i < f->samples->n; i++) {
+    for (int i = 0; i < f->n_source; i++) {
         for (int which = SOURCE; which <= STORED; which++) {
             nb_view x;
             NB_TRY(nb_states_load(f->x[which], i, 1, &x, err));

@@ -14,6 +14,7 @@ typedef nb_status (*nb_flow_tick)(void *user);
 typedef struct nb_flow_desc {
     const nb_config *cfg;
     bool target;       /* room for the source block's output beside its input */
+    int n_source;      /* windows of the source's states: all where a step needs them */
     int at_once;       /* windows that a step on the block looks at together */
     const char *spill; /* directory that the hidden states go to; NULL: they stay in memory */
 } nb_flow_desc;
@@ -50,7 +51,8 @@ typedef struct nb_flow_states {
 } nb_flow_states;
 nb_flow_states nb_flow_look(const nb_flow *f);
 
-/* Through one block. *error: sum (q - fp)^2 / sum fp^2 over its outputs. */
+/* Through one block. *error: sum (q - fp)^2 / sum fp^2 over its outputs, of the windows that the
+ * source's states have. */
 nb_status nb_flow_advance(nb_flow *f, const nb_host_block *source, const nb_host_block *stored,
                           nb_flow_tick tick, void *user, double *error, nb_error *err);
 
