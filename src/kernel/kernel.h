@@ -45,6 +45,10 @@ typedef struct nb_kernels {
 
     /* Pairs (x[i], x[half + i]) turned by the angle with cos[i], sin[i]. */
     void (*rope)(float *x, const float *cos, const float *sin, int64_t half);
+    /* Each run of `block` values, a power of two that divides n, times the Walsh-Hadamard matrix
+     * over sqrt(block): sums and differences at distances 1, 2, 4 ..., then the factor; bit-exact.
+     */
+    void (*hadamard)(float *x, int64_t n, int64_t block);
 
     float (*max)(const float *x, int64_t n);      /* -Inf for n = 0 */
     int64_t (*argmax)(const float *x, int64_t n); /* lowest index on a tie; n > 0 */

@@ -126,6 +126,20 @@ static void rope(float *x, const float *cos, const float *sin, int64_t half)
     }
 }
 
+static void hadamard(float *x, int64_t n, int64_t block)
+{
+    float factor = (float)(1 / sqrt((double)block));
+    for (int64_t h = 1; h < block; h *= 2) {
+        for (int64_t i = 0; i < n; i++) {
+            if (i & h) continue; /* the second of a pair */
+            float a = x[i], b = x[i + h];
+            x[i] = a + b;
+            x[i + h] = a - b;
+        }
+    }
+    for (int64_t i = 0; i < n; i++) x[i] *= factor;
+}
+
 static float max(const float *x, int64_t n)
 {
     float m = -INFINITY;
@@ -201,6 +215,7 @@ void nb_kernels_init_ref(nb_kernels *k)
         .relu = relu,
         .gelu = gelu,
         .rope = rope,
+        .hadamard = hadamard,
         .max = max,
         .argmax = argmax,
         .exp_sum = exp_sum,
