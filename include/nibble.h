@@ -99,6 +99,9 @@ typedef struct nb_model_info {
     const char *kv_keys, *kv_values; /* formats of the KV cache: "f32", "dialect:b32"     */
     size_t kv_bytes_per_token;       /* of a session on this model, without its last chunk */
     size_t kv_bytes_per_token_f16;   /* what they would take in fp16                       */
+    /* Walsh-Hadamard transforms that run online, in runs of so many channels; 0: none. Of what
+     * enters the last linear of a block; of each head of queries and keys. */
+    int hadamard_down, hadamard_qk;
     bool has_tokenizer;
 } nb_model_info;
 

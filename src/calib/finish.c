@@ -120,6 +120,17 @@ static bool set_lorc(json_t *root, const nb_recipe *r)
     return json_object_set_new(root, "lorc", lorc) == 0;
 }
 
+/* Transforms that run online. */
+static bool set_rotation(json_t *root, const nb_calib *c)
+{
+    nb_rotation t;
+    if (nb_recipe_rotation(&c->recipe, nb_source_config(c->source), &t, NULL) != NB_OK) return true;
+    json_t *runs = json_object();
+    if (t.down) json_object_set_new(runs, "down", json_integer(t.down));
+    if (t.qk) json_object_set_new(runs, "qk", json_integer(t.qk));
+    return set_filled(root, "hadamard", runs);
+}
+
 static bool set_word(json_t *root, const char *key, const nb_format *f)
 {
     return !*f->word || json_object_set_new(root, key, json_string(f->word)) == 0;
@@ -135,7 +146,8 @@ json_t *nb_finish_quantization(const nb_calib *c, const json_t *lines)
                           "modules", words_by_module(lines, "format", true));
     if (q && set_filled(q, "act_modules", words_by_module(lines, "act", false)) &&
         set_filled(q, "biases", bias_names(lines)) && set_word(q, "keys", &r->keys) &&
-        set_word(q, "query", &r->query) && set_word(q, "probs", &r->probs) && set_lorc(q, r)) {
+        set_word(q, "query", &r->query) && set_word(q, "probs", &r->probs) && set_lorc(q, r) &&
+        set_rotation(q, c)) {
         return q;
     }
     json_decref(q);
@@ -147,9 +159,9 @@ static bool says_anything(const nb_recipe *r, const json_t *q)
 {
     nb_attn_formats a = nb_recipe_attn(r);
     return json_object_size(json_object_get(q, "modules")) > 0 ||
-           json_object_get(q, "act_modules") || nb_format_is_quantized(&a.q) ||
-           nb_format_is_quantized(&a.k) || nb_format_is_quantized(&a.v) ||
-           nb_format_is_quantized(&a.p);
+           json_object_get(q, "act_modules") || json_object_get(q, "hadamard") ||
+           nb_format_is_quantized(&a.q) || nb_format_is_quantized(&a.k) ||
+           nb_format_is_quantized(&a.v) || nb_format_is_quantized(&a.p);
 }
 
 /* A model that was only converted is an ordinary one: no quantization_config. */

@@ -68,12 +68,20 @@ typedef struct nb_host_norm {
     const float *weight, *bias; /* [n]; either may be NULL: ones, zeros */
 } nb_host_norm;
 
+/* Walsh-Hadamard transforms (nb_ops.hadamard_forward) that every block applies online, each in runs
+ * of so many channels; 0: none. */
+typedef struct nb_rotation {
+    int down; /* of what enters the last linear, before its act format */
+    int qk;   /* of queries and keys behind norms over heads and rotary positions */
+} nb_rotation;
+
 /* Weights of one block in host memory; matrices point into the mapping or the arena. */
 typedef struct nb_host_block {
     int layer;
     nb_host_linear linear[NB_N_ROLES];
     nb_host_norm norm[NB_N_NORMS];
-    nb_attn_formats attn; /* the same for all blocks of a model */
+    nb_attn_formats attn; /* these two are the same for all blocks of a model */
+    nb_rotation rotation;
 } nb_host_block;
 
 /* What lies outside the blocks. */
@@ -124,6 +132,8 @@ nb_status nb_source_config_json(const nb_source *s, char **json, nb_error *err);
 nb_format nb_source_format(const nb_source *s, const char *module);
 /* Formats of attention, the same in every block; all of them without family: none. */
 const nb_attn_formats *nb_source_attn(const nb_source *s);
+/* Transforms of every block. */
+nb_rotation nb_source_rotation(const nb_source *s);
 
 /* ---- blocks on a device ------------------------------------------------------------------- */
 

@@ -13,6 +13,7 @@ struct nb_source {
     struct json_t *recipe;
     nb_format act;        /* of a quantized linear's input */
     nb_attn_formats attn; /* of every block */
+    nb_rotation rotation; /* of every block */
     nb_lorc lorc;         /* rank and formats of every quantized linear's inside the blocks */
     bool short_prefix;    /* names without the leading "model." (early OPT files) */
     int64_t source_bytes;

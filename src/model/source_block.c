@@ -275,7 +275,7 @@ static nb_status load_role(const loader *l, int role, nb_host_linear *out)
 nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_host_block *out,
                           nb_error *err)
 {
-    *out = (nb_host_block){.layer = layer, .attn = s->attn};
+    *out = (nb_host_block){.layer = layer, .attn = s->attn, .rotation = s->rotation};
     loader l = {.s = s, .arena = arena, .err = err, .layer = layer};
     const nb_config *c = &s->cfg;
     for (int r = 0; r < NB_N_ROLES; r++) NB_TRY(load_role(&l, r, &out->linear[r]));

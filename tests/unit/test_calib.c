@@ -694,11 +694,13 @@ static void add_formats(nb_strbuf *b, const nb_host_block *block)
     }
 }
 
-/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention: Q K V P. */
-static bool dump_formats(const char *dir, nb_strbuf *b, const nb_attn_formats *a)
+/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention and transforms: Q K V P DOWN QK. */
+static bool dump_formats(const char *dir, nb_strbuf *b, const nb_source *s)
 {
-    nb_strbuf_printf(b, "%s %s %s %s\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
-                     word_of(&a->p));
+    const nb_attn_formats *a = nb_source_attn(s);
+    nb_rotation t = nb_source_rotation(s);
+    nb_strbuf_printf(b, "%s %s %s %s %d %d\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
+                     word_of(&a->p), t.down, t.qk);
     return tiny_write(dir, "formats", b->data);
 }
 
@@ -731,7 +733,7 @@ static int dump_model(const char *model, const char *dir)
         }
         if (ok) add_formats(&formats, &b);
     }
-    ok = ok && dump_formats(dir, &formats, nb_source_attn(s));
+    ok = ok && dump_formats(dir, &formats, s);
     nb_strbuf_fini(&formats);
     nb_source_close(s);
     nb_arena_free(arena);
