@@ -225,7 +225,7 @@ def read_rotation(directory):
 
 
 def hadamard(x, run):
-    """Section 2: each run of x's last axis times H, which is its own inverse."""
+    """Section 1: each run of x's last axis times H, which is its own inverse."""
     i = np.arange(run)
     common = i[:, None] & i
     ones = sum((common >> bit) & 1 for bit in range(run.bit_length()))
