@@ -128,6 +128,7 @@ static bool set_rotation(json_t *root, const nb_calib *c)
     json_t *runs = json_object();
     if (t.down) json_object_set_new(runs, "down", json_integer(t.down));
     if (t.qk) json_object_set_new(runs, "qk", json_integer(t.qk));
+    if (t.stream) json_object_set_new(runs, "stream", json_integer(t.stream));
     return set_filled(root, "hadamard", runs);
 }
 

@@ -3,6 +3,11 @@
  * weights and biases; where something stands between them that it does not pass, it runs online,
  * before the quantizers, and config.json says so.
  *
+ *   stream  the hidden state, in runs of the largest power of two that divides its width; folded,
+ *           with the weights of the norms, into every linear that reads or writes it, online only
+ *           behind the embedding and before the final norm, so that a tied embedding stays tied.
+ *           RMS norms only. The source hands out its blocks so (nb_source_rotate): the states of
+ *           the calibration text are rotated ones, too
  *   vo      each head of v, and the columns of o that read it; folded
  *   down    what enters the last linear, in runs of the largest power of two that divides its
  *           width; columns folded, input online
@@ -14,21 +19,16 @@
  * Source: QuaRot (arXiv 2404.00456), section 4; the signs are those of QuIP#
  * (arXiv 2402.04396). Deviation: a width that is no power of two is rotated in runs, not by a
  * larger Hadamard matrix. */
-#include <math.h>
-
 #include "base/rng.h"
-#include "kernel/kernel.h"
 #include "method/equivalent.h"
 #include "model/family.h"
 
-enum { VO, DOWN, QK, SIGNS };
+enum { STREAM, VO, DOWN, QK, SIGNS };
 
 static const nb_step_option options[] = {
-    [VO] = {"vo", NB_OPTION_FLAG, 0, 0, 1},
-    [DOWN] = {"down", NB_OPTION_FLAG, 0, 0, 1},
-    [QK] = {"qk", NB_OPTION_FLAG, 0, 0, 1},
-    [SIGNS] = {"signs", NB_OPTION_FLAG, 0, 0, 1},
-    {0},
+    [STREAM] = {"stream", NB_OPTION_FLAG, 0, 0, 1}, [VO] = {"vo", NB_OPTION_FLAG, 0, 0, 1},
+    [DOWN] = {"down", NB_OPTION_FLAG, 0, 0, 1},     [QK] = {"qk", NB_OPTION_FLAG, 0, 0, 1},
+    [SIGNS] = {"signs", NB_OPTION_FLAG, 0, 0, 1},   {0},
 };
 
 /* ---- what a model can have ------------------------------------------------------------------- */
@@ -53,25 +53,38 @@ static nb_status add_runs(const char *option, int n, int *out, nb_error *err)
     return NB_OK;
 }
 
+/* Runs of the largest power of two. */
+static nb_status add_width(const char *option, int width, int *out, nb_error *err)
+{
+    int run = width & -width; /* the lowest bit */
+    if (run > 1) return add_runs(option, run, out, err);
+    return nb_fail(err, NB_EUSAGE, "step \"hadamard\": %s: %d channels, expected an even number",
+                   option, width);
+}
+
+static nb_status add_stream(const nb_config *c, nb_rotation *out, nb_error *err)
+{
+    if (c->family->norm == NB_NORM_RMS) return add_width("stream", c->n_embd, &out->stream, err);
+    return nb_fail(err, NB_EUSAGE,
+                   "step \"hadamard\": stream: the norms of \"%s\" take the mean away; a rotation "
+                   "passes RMS norms alone",
+                   c->family->name);
+}
+
 /* Adds what runs online. */
 static nb_status add_rotation(const double *option, const nb_config *c, nb_rotation *out,
                               nb_error *err)
 {
-    if (!option[VO] && !option[DOWN] && !option[QK]) {
+    if (!option[STREAM] && !option[VO] && !option[DOWN] && !option[QK]) {
         return nb_fail(err, NB_EUSAGE,
-                       "step \"hadamard\": nothing to rotate; say hadamard:vo, :down or :qk");
+                       "step \"hadamard\": nothing to rotate; say hadamard:stream, :vo, :down or "
+                       ":qk");
     }
+    if (option[STREAM]) NB_TRY(add_stream(c, out, err));
     if (option[VO]) NB_TRY(check_heads("vo", c, err));
     if (option[QK]) NB_TRY(check_heads("qk", c, err));
     if (option[QK] && !folds_qk(c)) NB_TRY(add_runs("qk", c->head_dim, &out->qk, err));
-    if (!option[DOWN]) return NB_OK;
-    int run = c->n_ffn & -c->n_ffn; /* the lowest bit */
-    if (run == 1) {
-        return nb_fail(err, NB_EUSAGE,
-                       "step \"hadamard\": down: an input of %d channels, expected an even number",
-                       c->n_ffn);
-    }
-    return add_runs("down", run, &out->down, err);
+    return option[DOWN] ? add_width("down", c->n_ffn, &out->down, err) : NB_OK;
 }
 
 static nb_status rotation(const nb_step *step, const nb_config *cfg, nb_rotation *out,
@@ -82,45 +95,14 @@ static nb_status rotation(const nb_step *step, const nb_config *cfg, nb_rotation
 
 /* ---- folding --------------------------------------------------------------------------------- */
 
-/* W H: columns in runs. */
 static void rotate_columns(const nb_block_job *job, nb_role role, int64_t run)
 {
-    const nb_matrix *m = &job->block->linear[role].w;
-    float *w = nb_block_weight(job, role);
-    nb_kernels k;
-    nb_kernels_init(&k, job->be->cpu);
-#pragma omp parallel for num_threads(job->be->threads) schedule(static)
-    for (int64_t r = 0; r < m->n_out; r++) k.hadamard(w + r * m->n_in, m->n_in, run);
+    nb_host_rotate_columns(&job->block->linear[role], run, job->be->threads, job->be->cpu);
 }
 
-/* H w of `run` rows of n values: sums and differences of whole rows. */
-static void rotate_run(float *w, int64_t run, int64_t n)
-{
-    float factor = (float)(1 / sqrt((double)run));
-    for (int64_t h = 1; h < run; h *= 2) {
-        for (int64_t i = 0; i < run; i++) {
-            if (i & h) continue; /* the second of a pair */
-            float *x = w + i * n, *y = w + (i + h) * n;
-            for (int64_t j = 0; j < n; j++) {
-                float a = x[j], b = y[j];
-                x[j] = a + b;
-                y[j] = a - b;
-            }
-        }
-    }
-    for (int64_t i = 0; i < run * n; i++) w[i] *= factor;
-}
-
-/* H W and H b: what the linear gives, in runs. */
 static void rotate_rows(const nb_block_job *job, nb_role role, int64_t run)
 {
-    const nb_host_linear *l = &job->block->linear[role];
-    float *w = nb_block_weight(job, role);
-#pragma omp parallel for num_threads(job->be->threads) schedule(static)
-    for (int64_t r = 0; r < l->w.n_out; r += run) rotate_run(w + r * l->w.n_in, run, l->w.n_in);
-    for (int64_t r = 0; l->bias && r < l->w.n_out; r += run) {
-        rotate_run((float *)(uintptr_t)l->bias + r, run, 1);
-    }
+    nb_host_rotate_rows(&job->block->linear[role], run, job->be->threads);
 }
 
 /* ---- signs -------------------------------------------------------------------------------- */
@@ -190,9 +172,13 @@ static nb_status run_hadamard(nb_block_job *job, nb_error *err)
 {
     const nb_config *c = job->cfg;
     nb_rotation online = job->block->rotation;
+    if (job->option[STREAM]) online.stream = 0; /* the source has done it */
     NB_TRY(add_rotation(job->option, c, &online, err));
     json_t *report = json_object();
     json_object_set_new(job->report, "hadamard", report);
+    if (job->option[STREAM]) {
+        json_object_set_new(report, "stream", describe(online.stream, true, false, NULL));
+    }
     if (job->option[VO]) NB_TRY(rotate_pair(job, NB_PAIR_O, c->head_dim, report, err));
     if (job->option[DOWN]) NB_TRY(rotate_pair(job, NB_PAIR_DOWN, online.down, report, err));
     if (job->option[QK]) {

@@ -154,9 +154,13 @@ static nb_status read_rotation(nb_source *s, const json_t *q, nb_error *err)
             NB_TRY(read_runs(key, v, s->cfg.n_ffn, &s->rotation.down, err));
         } else if (strcmp(key, "qk") == 0) {
             NB_TRY(read_runs(key, v, s->cfg.head_dim, &s->rotation.qk, err));
+        } else if (strcmp(key, "stream") == 0 && s->cfg.family->norm == NB_NORM_RMS) {
+            NB_TRY(read_runs(key, v, s->cfg.n_embd, &s->rotation.stream, err));
         } else {
             return nb_fail(err, NB_EINPUT,
-                           "quantization_config.hadamard: \"%.40s\", expected down or qk", key);
+                           "quantization_config.hadamard: \"%.40s\", expected down, qk or, where "
+                           "norms are RMS, stream",
+                           key);
         }
     }
     return NB_OK;
@@ -289,6 +293,13 @@ bool nb_source_has_bias(const nb_source *s, const char *module)
 }
 
 const nb_attn_formats *nb_source_attn(const nb_source *s) { return &s->attn; }
+
+void nb_source_rotate(nb_source *s, int run, int threads, unsigned cpu)
+{
+    s->rotation.stream = run;
+    s->fold_threads = threads;
+    s->fold_cpu = cpu;
+}
 
 nb_rotation nb_source_rotation(const nb_source *s) { return s->rotation; }
 

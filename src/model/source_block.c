@@ -285,12 +285,13 @@ nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_hos
         NB_TRY(load_norm(&l, c->family->norms[r], nb_gguf_norms[r], head ? c->head_dim : c->n_embd,
                          &out->norm[r]));
     }
-    return NB_OK;
+    if (s->fold_threads == 0) return NB_OK;
+    return nb_host_block_rotate(out, s->rotation.stream, arena, s->fold_threads, s->fold_cpu, err);
 }
 
 nb_status nb_source_ends(const nb_source *s, nb_arena *arena, nb_host_ends *out, nb_error *err)
 {
-    *out = (nb_host_ends){0};
+    *out = (nb_host_ends){.stream = s->rotation.stream};
     loader l = {.s = s, .arena = arena, .err = err, .layer = -1};
     const nb_config *c = &s->cfg;
     const nb_family *f = c->family;

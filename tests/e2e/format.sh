@@ -66,6 +66,7 @@ check "kv alone" tests/golden/llama-bias --recipe "$scratch/r.yaml"
 
 # Weights of 8 bits, rotated back: the matrices that were not rotated, but for their rounding.
 check rotated tests/golden/qwen3 --weights int8:row --method hadamard:vo:down:qk,minmax,nearest
+check stream tests/golden/qwen3 --weights int8:row --method hadamard:stream,minmax,nearest
 check "not rotated" tests/golden/qwen3 --weights int8:row
 judge '
 def cases():
@@ -73,8 +74,10 @@ def cases():
 
 def check(case):
     a, b = read_model(case / "rotated/q"), read_model(case / "not rotated/q")
-    down, qk = read_rotation(case / "rotated/q")
-    assert (down, qk) == (8, 16) and read_rotation(case / "not rotated/q") == (0, 0)
+    down, qk, stream = read_rotation(case / "rotated/q")
+    assert (down, qk, stream) == (8, 16, 0)
+    assert read_rotation(case / "not rotated/q") == (0, 0, 0)
+    assert read_rotation(case / "stream/q") == (0, 0, 8)
     n = 0
     for name, w in b.items():
         back = a[name]

@@ -216,12 +216,12 @@ def read_formats(directory):
 
 
 def read_rotation(directory):
-    """Runs of the transforms that are online: of the last linear's input, of queries and keys; 0:
-    none."""
+    """Runs of the transforms that are online: of the last linear's input, of queries and keys, of
+    the hidden state; 0: none."""
     config = json.loads((Path(directory) / "config.json").read_text())
     runs = config.get("quantization_config", {}).get("hadamard", {})
-    assert set(runs) <= {"down", "qk"}, f"hadamard {runs}: a transform that is not known"
-    return runs.get("down", 0), runs.get("qk", 0)
+    assert set(runs) <= {"down", "qk", "stream"}, f"hadamard {runs}: a transform that is not known"
+    return tuple(runs.get(key, 0) for key in ("down", "qk", "stream"))
 
 
 def hadamard(x, run):

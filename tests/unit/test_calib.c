@@ -694,13 +694,13 @@ static void add_formats(nb_strbuf *b, const nb_host_block *block)
     }
 }
 
-/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention and transforms: Q K V P DOWN QK. */
+/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention and transforms: Q K V P DOWN QK STREAM. */
 static bool dump_formats(const char *dir, nb_strbuf *b, const nb_source *s)
 {
     const nb_attn_formats *a = nb_source_attn(s);
     nb_rotation t = nb_source_rotation(s);
-    nb_strbuf_printf(b, "%s %s %s %s %d %d\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
-                     word_of(&a->p), t.down, t.qk);
+    nb_strbuf_printf(b, "%s %s %s %s %d %d %d\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
+                     word_of(&a->p), t.down, t.qk, t.stream);
     return tiny_write(dir, "formats", b->data);
 }
 

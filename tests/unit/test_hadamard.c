@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "eval/eval.h"
 #include "method/equivalent.h"
 #include "omni_fixture.h"
 #include "run/session.h"
@@ -165,6 +166,81 @@ static void test_threads(void **state)
     }
 }
 
+/* ---- the hidden state -------------------------------------------------------------------------
+ */
+
+enum { STREAM_T = 24 };
+
+/* Logits [STREAM_T, V] of a model of tests/golden; run > 0: rotated. */
+static float *golden_logits(const char *model, int run, int *n_vocab)
+{
+    char path[100];
+    nb_options opt;
+    nb_source *src;
+    nb_backend *be;
+    nb_net *net;
+    nb_error err = {0};
+    int32_t ids[STREAM_T];
+    snprintf(path, sizeof path, "tests/golden/%s", model);
+    nb_options_default(&opt);
+    assert_int_equal(nb_source_open(&src, path, NULL), NB_OK);
+    assert_int_equal(nb_backend_create(&be, &opt, NULL), NB_OK);
+    if (run) nb_source_rotate(src, run, 2, be->cpu);
+    if (nb_net_create(&net, be, src, false, NULL, &err) != NB_OK) fail_msg("%s", err.message);
+    *n_vocab = net->cfg.n_vocab;
+    for (int i = 0; i < STREAM_T; i++) ids[i] = (i * 53 + 11) % net->cfg.n_vocab;
+    float *out = malloc(sizeof *out * STREAM_T * (size_t)*n_vocab);
+    assert_int_equal(nb_eval_logits(net, ids, STREAM_T, out, NULL), NB_OK);
+    nb_net_free(net);
+    nb_backend_free(be);
+    nb_source_close(src);
+    return out;
+}
+
+/* Tied and untied, biases behind o and down, norms over heads, rows that GGUF keeps in pairs. */
+static void test_stream(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const models[] = {"llama-gqa",  "llama-tied",     "llama-bias",
+                                         "qwen2",      "qwen3",          "mistral-window",
+                                         "qwen2-tied", "llama-head-dim", "gguf-llama/model.gguf"};
+    for (size_t i = 0; i < NB_COUNT(models); i++) {
+        int n;
+        float *a = golden_logits(models[i], 0, &n), *b = golden_logits(models[i], 8, &n);
+        double d = distance(a, b, (int64_t)STREAM_T * n);
+        if (!(d <= 1e-5)) fail_msg("%s: %g", models[i], d);
+        assert_memory_not_equal(a, b, sizeof *a * (size_t)n);
+        free(a), free(b);
+    }
+}
+
+/* An outlier channel of the hidden state, as all blocks write it and read it. */
+static void test_stream_spreads(void **state)
+{
+    NB_UNUSED(state);
+    nb_source *s;
+    nb_arena *arena;
+    nb_host_block a, b;
+    assert_int_equal(nb_source_open(&s, "tests/golden/llama-bias", NULL), NB_OK);
+    assert_int_equal(nb_arena_create(&arena, NULL), NB_OK);
+    assert_int_equal(nb_source_block(s, 1, arena, &a, NULL), NB_OK);
+    nb_source_rotate(s, 8, 1, 0);
+    assert_int_equal(nb_source_block(s, 1, arena, &b, NULL), NB_OK);
+    for (int n = NB_NORM_ATTN; n <= NB_NORM_FFN; n++) {
+        for (int i = 0; i < 40; i++) assert_true(b.norm[n].weight[i] == 1);
+    }
+    float bias[8] = {0};
+    for (int i = 0; i < 8; i++) {
+        for (int j = 0; j < 8; j++) {
+            float sign = __builtin_popcount((unsigned)(i & j)) % 2 ? -1 : 1;
+            bias[i] += sign * a.linear[NB_O].bias[j] / sqrtf(8);
+        }
+        assert_float_equal(b.linear[NB_O].bias[i], bias[i], 1e-6);
+    }
+    nb_arena_free(arena);
+    nb_source_close(s);
+}
+
 /* ---- with other steps --------------------------------------------------------------------------
  */
 
@@ -243,7 +319,11 @@ static void test_refusals(void **state)
         int head_dim, ffn;
     } cases[] = {
         {{"hadamard"},
-         "step \"hadamard\": nothing to rotate; say hadamard:vo, :down or :qk",
+         "step \"hadamard\": nothing to rotate; say hadamard:stream, :vo, :down or :qk",
+         8,
+         24},
+        {{"hadamard:stream:vo", "hadamard:stream"},
+         "step \"hadamard\": stream: a second time",
          8,
          24},
         {{"hadamard:vo"},
@@ -254,10 +334,7 @@ static void test_refusals(void **state)
          "step \"hadamard\": qk: heads of 6 channels, expected a power of two",
          6,
          24},
-        {{"hadamard:down"},
-         "step \"hadamard\": down: an input of 25 channels, expected an even number",
-         8,
-         25},
+        {{"hadamard:down"}, "step \"hadamard\": down: 25 channels, expected an even number", 8, 25},
         {{"hadamard:down", "hadamard:vo:down"}, "step \"hadamard\": down: a second time", 8, 24},
         {{"hadamard:qk", "hadamard:qk"}, "step \"hadamard\": qk: a second time", 8, 24},
     };
@@ -276,6 +353,7 @@ static void test_refusals(void **state)
         }
         assert_int_equal(nb_steps_rotation(parsed, n, &cfg, &rotation, &err), NB_EUSAGE);
         assert_string_equal(err.message, cases[i].message);
+        if (strstr(cases[i].steps[0], "stream")) continue; /* the source's, not the block's */
         omni_fixture f;
         omni_begin(&f, &v, "cpu", 1);
         for (int k = 0; k + 1 < n; k++) assert_int_equal(run_step(&f, cases[i].steps[k], NULL), 0);
@@ -284,6 +362,24 @@ static void test_refusals(void **state)
         assert_false(changed(&f, NB_DOWN, q));
         omni_end(&f);
     }
+}
+
+static void test_stream_refused(void **state)
+{
+    NB_UNUSED(state);
+    nb_config cfg = omni_config(&variants[4]), odd = omni_config(&variants[0]);
+    nb_step step;
+    nb_rotation rotation;
+    nb_error err = {0};
+    assert_int_equal(nb_step_parse(&step, "hadamard:stream", NULL), NB_OK);
+    assert_int_equal(nb_steps_rotation(&step, 1, &cfg, &rotation, &err), NB_EUSAGE);
+    assert_string_equal(err.message,
+                        "step \"hadamard\": stream: the norms of \"opt\" take the mean "
+                        "away; a rotation passes RMS norms alone");
+    odd.n_embd = 13;
+    assert_int_equal(nb_steps_rotation(&step, 1, &odd, &rotation, &err), NB_EUSAGE);
+    assert_string_equal(err.message,
+                        "step \"hadamard\": stream: 13 channels, expected an even number");
 }
 
 /* ---- a directory ------------------------------------------------------------------------------
@@ -347,7 +443,7 @@ static void test_directory(void **state)
     NB_UNUSED(state);
     static const char plain[] = "weights: int8:row\n";
     static const char rotated[] =
-        "weights: int8:row\nmethod: [hadamard:vo:down:qk:signs, minmax, nearest]\n";
+        "weights: int8:row\nmethod: [hadamard:stream:vo:down:qk:signs, minmax, nearest]\n";
     assert_int_equal(quantize("plain", plain, 1, NULL), NB_OK);
     assert_int_equal(quantize("rotated", rotated, 1, NULL), NB_OK);
     float *source = logits_of("source", false), *a = logits_of("plain", false);
@@ -363,6 +459,7 @@ static void test_directory(void **state)
     assert_int_equal(nb_inspect(&in, tiny_path(root, "rotated"), NULL), NB_OK);
     assert_int_equal(in->info.hadamard_down, 8); /* of 72 */
     assert_int_equal(in->info.hadamard_qk, TINY_HEAD);
+    assert_int_equal(in->info.hadamard_stream, TINY_EMBD);
     nb_inspection_free(in);
     assert_int_equal(nb_verify(tiny_path(root, "rotated"), &o, &v, NULL), NB_OK);
     free(source), free(a), free(b), free(c);
@@ -389,7 +486,7 @@ static void test_full_path(void **state)
     NB_UNUSED(state);
     static const char recipe[] =
         "weights: dialect:b16\nacts: dialect:b16\nkv: dialect:b16\nquery: dialect:b16\n"
-        "probs: dialect:b16\nmethod: [hadamard:vo:down:qk, minmax, nearest]\n";
+        "probs: dialect:b16\nmethod: [hadamard:stream:vo:down:qk, minmax, nearest]\n";
     assert_int_equal(quantize("one", recipe, 1, NULL), NB_OK);
     assert_int_equal(quantize("three", recipe, 3, NULL), NB_OK);
     static const char *const files[] = {"model-00001-of-00004.safetensors",
@@ -427,6 +524,50 @@ static void test_full_path(void **state)
     free(at_once), free(simulated);
 }
 
+/* With text: the source's states are rotated as the stored ones are, so that what training and
+ * reports compare is comparable. */
+static void test_calibrated(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const recipes[] = {
+        "weights: int8:row\nmethod: [hadamard:stream:vo:down:qk, smooth, minmax, gptq]\n"
+        "samples: 4\nseqlen: 32\n",
+        "weights: int8:row\nacts: int8:token\nepochs: 1\nsamples: 4\nseqlen: 32\n"
+        "method: [hadamard:stream:down, omniquant:lwc:let, nearest]\n"};
+    assert_true(tiny_write_text(root, "calib.txt"));
+    char path[160];
+    const char *text = path;
+    snprintf(path, sizeof path, "%s", tiny_path(root, "calib.txt"));
+    float *source = logits_of("source", false);
+    for (size_t i = 0; i < NB_COUNT(recipes); i++) {
+        nb_quantize_options o;
+        nb_quantize_result r;
+        nb_error err = {0};
+        nb_quantize_options_default(&o);
+        o.model = tiny_path(root, "source");
+        o.out = tiny_path(root, "calibrated");
+        o.recipe = recipes[i];
+        o.calib = &text;
+        o.n_calib = 1;
+        o.force = true;
+        if (nb_quantize(&o, &r, &err) != NB_OK) fail_msg("%s", err.message);
+        float *y = logits_of("calibrated", false);
+        double d = distance(source, y, TOKENS * TINY_VOCAB);
+        if (!(d <= 0.05)) fail_msg("%s: %g", recipes[i], d);
+        json_t *report = json_load_file(tiny_path(root, "calibrated/report.json"), 0, NULL);
+        json_t *shard;
+        size_t k;
+        json_array_foreach (json_object_get(report, "shards"), k, shard) {
+            json_t *error = json_object_get(shard, "output_error");
+            assert_true((k == 0) == !error);
+            if (error && !(json_real_value(error) < 1e-3)) fail_msg("%g", json_real_value(error));
+        }
+        json_decref(report);
+        free(y);
+    }
+    free(source);
+}
+
 /* What config.json says of transforms, replaced. */
 static void say(const char *from, const char *to)
 {
@@ -458,7 +599,7 @@ static void test_bad_config(void **state)
         {"\"down\": \"8\"", "quantization_config.hadamard.down: 0, expected"},
         {"\"qk\": 16", "quantization_config.hadamard.qk: 16, expected a power of two that divides "
                        "8"},
-        {"\"up\": 8", "quantization_config.hadamard: \"up\", expected down or qk"},
+        {"\"up\": 8", "quantization_config.hadamard: \"up\", expected down, qk or"},
     };
     static const char recipe[] = "weights: int8:row\nmethod: [hadamard:down, minmax, nearest]\n";
     assert_int_equal(quantize("said", recipe, 1, NULL), NB_OK);
@@ -493,6 +634,8 @@ int main(void)
         cmocka_unit_test(test_signs),           cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_directory),       cmocka_unit_test(test_full_path),
         cmocka_unit_test(test_bad_config),      cmocka_unit_test(test_refused_early),
+        cmocka_unit_test(test_stream),          cmocka_unit_test(test_stream_spreads),
+        cmocka_unit_test(test_stream_refused),  cmocka_unit_test(test_calibrated),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }
