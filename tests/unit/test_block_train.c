@@ -22,15 +22,15 @@ typedef struct variant {
 } variant;
 
 static const variant variants[] = {
-    {"llama", 12, 4, 2, 4, 20, 0, false, false, {0, 0}},
-    {"mistral", 8, 3, 1, 6, 12, 3, false, false, {0, 0}},
-    {"qwen2", 12, 4, 4, 4, 10, 0, true, false, {0, 0}},
-    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, {0, 0}},
-    {"opt", 12, 3, 3, 4, 16, 0, true, false, {0, 0}},
-    {"opt", 12, 3, 3, 4, 16, 0, true, true, {0, 0}},
-    {"llama", 12, 4, 2, 4, 20, 0, false, false, {4, 4}},
-    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, {2, 2}},
-    {"opt", 12, 3, 3, 4, 16, 0, true, false, {16, 4}},
+    {"llama", 12, 4, 2, 4, 20, 0, false, false, {0, 0, 0}},
+    {"mistral", 8, 3, 1, 6, 12, 3, false, false, {0, 0, 0}},
+    {"qwen2", 12, 4, 4, 4, 10, 0, true, false, {0, 0, 0}},
+    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, {0, 0, 0}},
+    {"opt", 12, 3, 3, 4, 16, 0, true, false, {0, 0, 0}},
+    {"opt", 12, 3, 3, 4, 16, 0, true, true, {0, 0, 0}},
+    {"llama", 12, 4, 2, 4, 20, 0, false, false, {4, 4, 0}},
+    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, {2, 2, 0}},
+    {"opt", 12, 3, 3, 4, 16, 0, true, false, {16, 4, 0}},
 };
 
 /* Host values of one vector or matrix, and where it lies on the device. */
@@ -307,7 +307,7 @@ static void test_turned_heads(void **state)
     double at[2];
     assert_int_equal(nb_format_parse(&format, "int3:token:asym", NULL), NB_OK);
     nb_attn_formats attn = {.q = format, .k = format};
-    const variant v = {"opt", 12, 3, 3, 4, 16, 0, true, false, {0, 0}};
+    const variant v = {"opt", 12, 3, 3, 4, 16, 0, true, false, {0, 0, 0}};
     for (int i = 0; i < 2; i++) {
         begin(&f[i], &v);
         for (int r = NB_Q; i == 1 && r <= NB_K; r++) {
