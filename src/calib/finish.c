@@ -160,9 +160,9 @@ static bool says_anything(const nb_recipe *r, const json_t *q)
 {
     nb_attn_formats a = nb_recipe_attn(r);
     return json_object_size(json_object_get(q, "modules")) > 0 ||
-           json_object_get(q, "act_modules") || json_object_get(q, "hadamard") ||
-           nb_format_is_quantized(&a.q) || nb_format_is_quantized(&a.k) ||
-           nb_format_is_quantized(&a.v) || nb_format_is_quantized(&a.p);
+           json_object_get(q, "act_modules") || nb_format_is_quantized(&a.q) ||
+           nb_format_is_quantized(&a.k) || nb_format_is_quantized(&a.v) ||
+           nb_format_is_quantized(&a.p);
 }
 
 /* A model that was only converted is an ordinary one: no quantization_config. */
@@ -178,7 +178,7 @@ static nb_status write_config(const nb_calib *c, nb_error *err)
     }
     json_t *q = nb_finish_quantization(c, c->dir.journal.shards);
     bool failed = !q;
-    if (q && says_anything(&c->recipe, q)) {
+    if (q && (says_anything(&c->recipe, q) || json_object_get(q, "hadamard"))) {
         failed = json_object_set(root, "quantization_config", q) != 0;
     }
     json_decref(q);

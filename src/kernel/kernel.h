@@ -27,6 +27,11 @@ typedef struct nb_kernels {
     void (*add_rows)(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
                      int64_t n);
 
+    /* Each run of `block` values, a power of two that divides n, times the Walsh-Hadamard matrix
+     * over sqrt(block): sums and differences at distances 1, 2, 4 ..., then the factor; bit-exact.
+     */
+    void (*hadamard)(float *x, int64_t n, int64_t block);
+
     /* Round to nearest, ties to even; exact the other way. */
     void (*bf16_from_f32)(uint16_t *out, const float *x, int64_t n);
     void (*f32_from_bf16)(float *out, const uint16_t *x, int64_t n);
@@ -45,10 +50,6 @@ typedef struct nb_kernels {
 
     /* Pairs (x[i], x[half + i]) turned by the angle with cos[i], sin[i]. */
     void (*rope)(float *x, const float *cos, const float *sin, int64_t half);
-    /* Each run of `block` values, a power of two that divides n, times the Walsh-Hadamard matrix
-     * over sqrt(block): sums and differences at distances 1, 2, 4 ..., then the factor; bit-exact.
-     */
-    void (*hadamard)(float *x, int64_t n, int64_t block);
 
     float (*max)(const float *x, int64_t n);      /* -Inf for n = 0 */
     int64_t (*argmax)(const float *x, int64_t n); /* lowest index on a tie; n > 0 */

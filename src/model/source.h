@@ -13,12 +13,13 @@ struct nb_source {
     struct json_t *recipe;
     nb_format act;        /* of a quantized linear's input */
     nb_attn_formats attn; /* of every block */
+    nb_lorc lorc;         /* rank and formats of every quantized linear's inside the blocks */
+    bool short_prefix;    /* names without the leading "model." (early OPT files) */
+    int64_t source_bytes;
+
     nb_rotation rotation;
     int fold_threads; /* > 0: blocks are rotated as they are read (nb_source_rotate) */
     unsigned fold_cpu;
-    nb_lorc lorc;      /* rank and formats of every quantized linear's inside the blocks */
-    bool short_prefix; /* names without the leading "model." (early OPT files) */
-    int64_t source_bytes;
 };
 
 /* Format of the input of a linear inside a block; family NULL: none. */

@@ -134,15 +134,15 @@ typedef struct nb_ops {
     /* Rotates x [T, heads*D] in place, half-split pairs (i, i + R/2) of each head's first R
      * channels. table [T, R]: cos of the R/2 angles, then sin, of these rows' positions. */
     void (*rope_forward)(nb_backend *be, nb_view x, int n_heads, nb_view table);
-    /* Each run of n columns of x in place times the Walsh-Hadamard matrix of order n over sqrt(n),
-     * H[i][j] = (-1)^(number of common bits of i and j) / sqrt(n); n is a power of two that divides
-     * the columns. H is symmetric and its own inverse: this is also its own backward. */
-    void (*hadamard_forward)(nb_backend *be, nb_view x, int64_t n);
     /* out [T, H*D] = softmax(scale q k^T + mask) v per head; q [T, H*D], k and v [S, K*D] with
      * S = pos0 + T; query head h reads KV head h / (H/K). */
     void (*attention_forward)(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
                               const nb_attention *a);
     void (*add_forward)(nb_backend *be, nb_view out, nb_view a, nb_view b); /* out may be a or b */
+    /* Each run of n columns of x in place times the Walsh-Hadamard matrix of order n over sqrt(n),
+     * H[i][j] = (-1)^(number of common bits of i and j) / sqrt(n); n is a power of two that divides
+     * the columns. H is symmetric and its own inverse: this is also its own backward. */
+    void (*hadamard_forward)(nb_backend *be, nb_view x, int64_t n);
     /* out = act(gate) * up; out may be gate or up. */
     void (*glu_forward)(nb_backend *be, nb_view out, nb_view gate, nb_view up, nb_act_kind act);
     void (*act_forward)(nb_backend *be, nb_view out, nb_view x, nb_act_kind act); /* out may be x */

@@ -130,10 +130,10 @@ void nb_cpu_kv_attention(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, cons
 /* pointwise_cpu.c */
 void nb_cpu_norm_forward(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);
 void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table);
-void nb_cpu_hadamard_forward(nb_backend *be, nb_view x, int64_t n);
 void nb_cpu_add_forward(nb_backend *be, nb_view out, nb_view a, nb_view b);
 void nb_cpu_glu_forward(nb_backend *be, nb_view out, nb_view gate, nb_view up, nb_act_kind act);
 void nb_cpu_act_forward(nb_backend *be, nb_view out, nb_view x, nb_act_kind act);
+void nb_cpu_hadamard_forward(nb_backend *be, nb_view x, int64_t n);
 
 /* train_cpu.c */
 void nb_cpu_bias_forward(nb_backend *be, nb_view x, nb_view bias);
