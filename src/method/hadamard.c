@@ -13,22 +13,22 @@
  *           width; columns folded, input online
  *   qk      each head of queries and keys, behind norms and rotary positions; online, but folded
  *           into q and k where there are neither
- *   signs   before vo, and before down where a gate lets it through, channels change their sign at
- *           random (of the recipe's seed): no channel of H is then the sum of them all
  *
- * Source: QuaRot (arXiv 2404.00456), section 4; the signs are those of QuIP#
- * (arXiv 2402.04396). Deviation: a width that is no power of two is rotated in runs, not by a
- * larger Hadamard matrix. */
-#include "base/rng.h"
-#include "method/equivalent.h"
+ * Source: QuaRot (arXiv 2404.00456), section 4. Deviation: a width that is no power of two is
+ * rotated in runs, not by a larger Hadamard matrix. */
+#include <assert.h>
+
+#include "method/method.h"
 #include "model/family.h"
 
-enum { STREAM, VO, DOWN, QK, SIGNS };
+enum { STREAM, VO, DOWN, QK };
 
 static const nb_step_option options[] = {
-    [STREAM] = {"stream", NB_OPTION_FLAG, 0, 0, 1}, [VO] = {"vo", NB_OPTION_FLAG, 0, 0, 1},
-    [DOWN] = {"down", NB_OPTION_FLAG, 0, 0, 1},     [QK] = {"qk", NB_OPTION_FLAG, 0, 0, 1},
-    [SIGNS] = {"signs", NB_OPTION_FLAG, 0, 0, 1},   {0},
+    [STREAM] = {"stream", NB_OPTION_FLAG, 0, 0, 1},
+    [VO] = {"vo", NB_OPTION_FLAG, 0, 0, 1},
+    [DOWN] = {"down", NB_OPTION_FLAG, 0, 0, 1},
+    [QK] = {"qk", NB_OPTION_FLAG, 0, 0, 1},
+    {0},
 };
 
 /* ---- what a model can have ------------------------------------------------------------------- */
@@ -105,88 +105,37 @@ static void rotate_rows(const nb_block_job *job, nb_role role, int64_t run)
     nb_host_rotate_rows(&job->block->linear[role], run, job->be->threads);
 }
 
-/* ---- signs -------------------------------------------------------------------------------- */
+/* ---- the step -------------------------------------------------------------------------------- */
 
-static void flip_rows(const nb_block_job *job, nb_role role, const float *sign)
+static void describe(json_t *report, const char *what, int run, bool online)
 {
-    const nb_host_linear *l = &job->block->linear[role];
-    float *w = nb_block_weight(job, role), *bias = (float *)(uintptr_t)l->bias;
-    for (int64_t r = 0; r < l->w.n_out; r++) {
-        for (int64_t i = 0; i < l->w.n_in; i++) w[r * l->w.n_in + i] *= sign[r];
-        if (bias) bias[r] *= sign[r];
-    }
-}
-
-static void flip_columns(const nb_block_job *job, nb_role role, const float *sign)
-{
-    const nb_matrix *m = &job->block->linear[role].w;
-    float *w = nb_block_weight(job, role);
-    for (int64_t r = 0; r < m->n_out; r++) {
-        for (int64_t i = 0; i < m->n_in; i++) w[r * m->n_in + i] *= sign[i];
-    }
-}
-
-/* Signs of the pair's channels from seed and layer; *why: what stands against it, or NULL. */
-static nb_status flip_pair(const nb_block_job *job, nb_pair_kind kind, const char **why,
-                           nb_error *err)
-{
-    nb_pair p;
-    *why = nb_pair_find(&p, job, kind);
-    if (!*why && kind == NB_PAIR_DOWN && !job->block->linear[NB_GATE].name) {
-        *why = "the activation between them has no sign";
-    }
-    if (*why) return NB_OK;
-    float *by_channel = nb_arena_alloc(job->arena, (size_t)(p.n + p.n_in), sizeof *by_channel);
-    if (!by_channel) return nb_fail_memory(err, p.name, (size_t)(p.n + p.n_in) * 4);
-    nb_rng rng = {(uint64_t)job->seed * 1000003u + (uint64_t)job->block->layer * NB_N_PAIRS + kind};
-    for (int64_t i = 0; i < p.n; i++) by_channel[i] = nb_rng_next(&rng) >> 63 ? -1 : 1;
-    nb_pair_expand(&p, by_channel, by_channel + p.n);
-    flip_rows(job, (nb_role)p.linear, by_channel);
-    flip_columns(job, p.consumer[0], by_channel + p.n);
-    return NB_OK;
-}
-
-/* ---- the step ----------------------------------------------------------------------------- */
-
-static json_t *describe(int64_t run, bool online, bool signs, const char *why)
-{
-    json_t *said = json_pack("{s:I, s:b}", "run", (json_int_t)run, "online", (int)online);
-    if (signs) json_object_set_new(said, "signs", json_string(why ? why : "random"));
-    return said;
-}
-
-static nb_status rotate_pair(nb_block_job *job, nb_pair_kind kind, int64_t run, json_t *report,
-                             nb_error *err)
-{
-    bool signs = job->option[SIGNS] != 0;
-    const char *why = NULL;
-    if (signs) NB_TRY(flip_pair(job, kind, &why, err));
-    if (kind == NB_PAIR_O) rotate_rows(job, NB_V, run);
-    rotate_columns(job, kind == NB_PAIR_O ? NB_O : NB_DOWN, run);
-    json_object_set_new(report, kind == NB_PAIR_O ? "vo" : "down",
-                        describe(run, kind == NB_PAIR_DOWN, signs, why));
-    return NB_OK;
+    json_object_set_new(report, what, json_pack("{s:i, s:b}", "run", run, "online", (int)online));
 }
 
 static nb_status run_hadamard(nb_block_job *job, nb_error *err)
 {
     const nb_config *c = job->cfg;
+    const double *option = job->option;
     nb_rotation online = job->block->rotation;
-    if (job->option[STREAM]) online.stream = 0; /* the source has done it */
-    NB_TRY(add_rotation(job->option, c, &online, err));
-    json_t *report = json_object();
-    json_object_set_new(job->report, "hadamard", report);
-    if (job->option[STREAM]) {
-        json_object_set_new(report, "stream", describe(online.stream, true, false, NULL));
+    assert(!option[STREAM] || online.stream); /* the source has done it */
+    if (option[STREAM]) online.stream = 0;
+    NB_TRY(add_rotation(option, c, &online, err));
+    json_t *report = json_object_get(job->report, "hadamard");
+    if (!report) report = json_object(), json_object_set_new(job->report, "hadamard", report);
+    if (option[STREAM]) describe(report, "stream", online.stream, true);
+    if (option[VO]) {
+        rotate_rows(job, NB_V, c->head_dim);
+        rotate_columns(job, NB_O, c->head_dim);
+        describe(report, "vo", c->head_dim, false);
     }
-    if (job->option[VO]) NB_TRY(rotate_pair(job, NB_PAIR_O, c->head_dim, report, err));
-    if (job->option[DOWN]) NB_TRY(rotate_pair(job, NB_PAIR_DOWN, online.down, report, err));
-    if (job->option[QK]) {
-        json_object_set_new(report, "qk", describe(c->head_dim, !folds_qk(c), false, NULL));
-        if (folds_qk(c)) {
-            rotate_rows(job, NB_Q, c->head_dim);
-            rotate_rows(job, NB_K, c->head_dim);
-        }
+    if (option[DOWN]) {
+        rotate_columns(job, NB_DOWN, online.down);
+        describe(report, "down", online.down, true);
+    }
+    if (option[QK]) describe(report, "qk", c->head_dim, !folds_qk(c));
+    if (option[QK] && folds_qk(c)) {
+        rotate_rows(job, NB_Q, c->head_dim);
+        rotate_rows(job, NB_K, c->head_dim);
     }
     job->block->rotation = online;
     return NB_OK;

@@ -24,11 +24,8 @@ static const omni_variant variants[] = {
     {"opt", 12, 3, 3, 4, 32, true, true, "int4:g8", NULL, NULL}, /* norms behind the sums */
 };
 
-static const char *const steps[] = {
-    "hadamard:vo",         "hadamard:down",       "hadamard:qk",
-    "hadamard:vo:signs",   "hadamard:down:signs", "hadamard:vo:down:qk:signs",
-    "hadamard:vo:down:qk",
-};
+static const char *const steps[] = {"hadamard:vo", "hadamard:down", "hadamard:qk",
+                                    "hadamard:vo:down:qk"};
 
 static nb_status run_step(omni_fixture *f, const char *word, nb_error *err)
 {
@@ -154,8 +151,8 @@ static void test_threads(void **state)
         omni_fixture a, b;
         omni_begin(&a, &variants[i], "cpu", 1);
         omni_begin(&b, &variants[i], "cpu", 3);
-        assert_int_equal(run_step(&a, "hadamard:vo:down:qk:signs", NULL), NB_OK);
-        assert_int_equal(run_step(&b, "hadamard:vo:down:qk:signs", NULL), NB_OK);
+        assert_int_equal(run_step(&a, "hadamard:vo:down:qk", NULL), NB_OK);
+        assert_int_equal(run_step(&b, "hadamard:vo:down:qk", NULL), NB_OK);
         for (int r = 0; r < NB_N_ROLES; r++) {
             if (!a.block.linear[r].name) continue;
             assert_false(changed(&a, (nb_role)r, nb_block_weight(&b.job, (nb_role)r)));
@@ -282,32 +279,6 @@ static void test_scaling_and_down(void **state)
     assert_string_equal(nb_pair_find(&p, &f.job, NB_PAIR_DOWN),
                         "a Hadamard transform stands between them");
     assert_null(nb_pair_find(&p, &f.job, NB_PAIR_O));
-    omni_end(&f);
-}
-
-static const char *said(const omni_fixture *f, const char *pair)
-{
-    json_t *one = json_object_get(json_object_get(f->job.report, "hadamard"), pair);
-    return json_string_value(json_object_get(one, "signs"));
-}
-
-/* A sign does not pass ReLU. */
-static void test_signs(void **state)
-{
-    NB_UNUSED(state);
-    omni_fixture f;
-    omni_begin(&f, &variants[4], "cpu", 1);
-    float *up = copy_weight(&f, NB_UP);
-    assert_int_equal(run_step(&f, "hadamard:vo:down:signs", NULL), NB_OK);
-    assert_string_equal(said(&f, "vo"), "random");
-    assert_string_equal(said(&f, "down"), "the activation between them has no sign");
-    assert_false(changed(&f, NB_UP, up));
-    omni_end(&f);
-    omni_begin(&f, &variants[0], "cpu", 1);
-    up = copy_weight(&f, NB_UP);
-    assert_int_equal(run_step(&f, "hadamard:down:signs", NULL), NB_OK);
-    assert_string_equal(said(&f, "down"), "random");
-    assert_true(changed(&f, NB_UP, up));
     omni_end(&f);
 }
 
@@ -443,7 +414,7 @@ static void test_directory(void **state)
     NB_UNUSED(state);
     static const char plain[] = "weights: int8:row\n";
     static const char rotated[] =
-        "weights: int8:row\nmethod: [hadamard:stream:vo:down:qk:signs, minmax, nearest]\n";
+        "weights: int8:row\nmethod: [hadamard:stream:vo:down:qk, minmax, nearest]\n";
     assert_int_equal(quantize("plain", plain, 1, NULL), NB_OK);
     assert_int_equal(quantize("rotated", rotated, 1, NULL), NB_OK);
     float *source = logits_of("source", false), *a = logits_of("plain", false);
@@ -631,11 +602,11 @@ int main(void)
         cmocka_unit_test(test_equivalence),     cmocka_unit_test(test_spreads),
         cmocka_unit_test(test_quantized_keys),  cmocka_unit_test(test_threads),
         cmocka_unit_test(test_training_behind), cmocka_unit_test(test_scaling_and_down),
-        cmocka_unit_test(test_signs),           cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_directory),       cmocka_unit_test(test_full_path),
-        cmocka_unit_test(test_bad_config),      cmocka_unit_test(test_refused_early),
-        cmocka_unit_test(test_stream),          cmocka_unit_test(test_stream_spreads),
-        cmocka_unit_test(test_stream_refused),  cmocka_unit_test(test_calibrated),
+        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_directory),
+        cmocka_unit_test(test_full_path),       cmocka_unit_test(test_bad_config),
+        cmocka_unit_test(test_refused_early),   cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_stream_spreads),  cmocka_unit_test(test_stream_refused),
+        cmocka_unit_test(test_calibrated),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }
