@@ -112,7 +112,7 @@ static void op_norm_back(bench *b)
 {
     b->be->ops->norm_backward(b->be, b->dx, b->y, b->x, &b->norm, true);
 }
-static void op_rope_back(bench *b) { b->be->ops->rope_backward(b->be, b->dq, H, b->table); }
+static void op_rope_back(bench *b) { b->be->ops->rope_backward(b->be, b->dq, H, b->table, false); }
 static void op_glu_back(bench *b)
 {
     b->be->ops->glu_backward(b->be, b->dgate, b->dup, b->dup, b->gate, b->up, NB_ACT_SILU);
@@ -122,7 +122,10 @@ static void op_quant_back(bench *b)
 {
     b->be->ops->quant_backward(b->be, b->dgate, b->dup, b->gate, &b->act);
 }
-static void op_mse(bench *b) { b->be->ops->mse_backward(b->be, b->dx, b->y, b->x, 1e-6, false); }
+static void op_mse(bench *b)
+{
+    b->be->ops->mse_backward(b->be, b->dx, b->y, b->x, false, 1e-6, false);
+}
 
 /* ---- table ----------------------------------------------------------------------------- */
 

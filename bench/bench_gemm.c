@@ -144,7 +144,7 @@ static void op_glu(bench *b)
 {
     b->be->ops->glu_forward(b->be, b->gate, b->gate, b->upv, NB_ACT_SILU);
 }
-static void op_rope(bench *b) { b->be->ops->rope_forward(b->be, b->q, H, b->rope); }
+static void op_rope(bench *b) { b->be->ops->rope_forward(b->be, b->q, H, b->rope, false); }
 
 static void op_attention(bench *b)
 {
@@ -180,7 +180,7 @@ static void op_block(bench *b)
     op_qo(b), op_k(b);
     b->be->ops->linear_forward(b->be, b->v, b->y, b->kv, false);
     op_rope(b);
-    b->be->ops->rope_forward(b->be, b->k, K, b->rope);
+    b->be->ops->rope_forward(b->be, b->k, K, b->rope, false);
     op_attention(b);
     b->be->ops->linear_forward(b->be, b->q, b->y, b->qo, true);
     op_norm(b);

@@ -82,14 +82,16 @@ static void make_block(setup *s)
     s->range = random_floats(s, F, 1);
 }
 
-static nb_view states(setup *s, int64_t tokens, double std)
+static nb_states *states(setup *s, int tokens, double std)
 {
     nb_error err;
-    nb_buffer *buf;
-    check(s->be->ops->buffer_create(s->be, tokens * C, &buf, &err), &err);
-    nb_view v = nb_view_of(buf, tokens, C);
-    s->be->ops->upload(s->be, v, random_floats(s, tokens * C, std), NB_F32);
-    return v;
+    nb_states *x;
+    nb_states_desc d = {.n_windows = 1, .seqlen = tokens, .n_embd = C, .at_once = 1};
+    check(nb_states_create(&x, s->be, &d, &err), &err);
+    nb_view v = nb_states_room(x, 0, 1);
+    s->be->ops->upload(s->be, v, random_floats(s, (int64_t)tokens * C, std), NB_F32);
+    check(nb_states_store(x, 0, 1, &err), &err);
+    return x;
 }
 
 static void begin(setup *s, nb_compute compute, int threads, int tokens, bool acts)
@@ -139,8 +141,8 @@ static void begin(setup *s, nb_compute compute, int threads, int tokens, bool ac
 
 static void end(setup *s)
 {
-    s->be->ops->buffer_free(s->be, s->job.x_stored.buf);
-    s->be->ops->buffer_free(s->be, s->job.target.buf);
+    nb_states_free(s->job.x_stored);
+    nb_states_free(s->job.target);
     s->be->ops->buffer_free(s->be, s->job.rope.buf);
     nb_arena_free(s->arena);
     nb_backend_free(s->be);
@@ -154,7 +156,7 @@ static double time_step(setup *s, bool let, int steps, double *cpu)
     nb_trainer_options o = {
         .lwc = true, .let = let, .start = {.pair = {let, let, let, let}, .alpha = 0.5}};
     check(nb_trainer_create(&t, &s->job, &o, &err), &err);
-    check(nb_trainer_reset(&t, NB_LWC_START, false, &err), &err);
+    check(nb_trainer_reset(&t, NB_LWC_PAPER, false, &err), &err);
     t.train_lwc = true;
     t.train_let = let;
     t.lwc_rate = 1e-2;

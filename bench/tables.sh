@@ -71,12 +71,23 @@ row_key() { # options of the recipe
         "$(stat -Lc '%s %Y' "$model" "$calib" "$text")" "${words[@]}" | sha256sum | cut -c 1-16
 }
 
+# The text is for steps that look at it; without one, a run through it would only be reported.
+needs_text() { # options of the recipe
+    local recipe=$1 file
+    for file in "$2" "$(dirname "$nibble")/../recipes/$2.yaml"; do
+        [[ $recipe == --recipe && -f $file ]] && recipe+=$(<"$file")
+    done
+    grep -qE 'gptq|lorc|smooth|awq|omniquant|signround' <<<"$recipe $*"
+}
+
 make_model() { # label, model directory, options of the recipe
     local label=$1 out=$2
     shift 2
     [[ -s $out.made ]] && return
+    local with=()
+    needs_text "$@" && with=("${quantize[@]}")
     echo "$label: quantize" >&2
-    "$nibble" quantize "$model" -o "$out" --resume --json "${quantize[@]}" "${run[@]}" "$@" \
+    "$nibble" quantize "$model" -o "$out" --resume --json "${with[@]}" "${run[@]}" "$@" \
         >"$out.new" || return
     mv "$out.new" "$out.made"
 }

@@ -23,6 +23,7 @@ static void print_config(const nb_model_info *m, cli_printer *r)
     cli_print_int(r, "heads", "heads", m->n_heads);
     cli_print_int(r, "kv_heads", "key/value heads", m->n_kv_heads);
     cli_print_int(r, "head_dim", "head size", m->head_dim);
+    cli_print_text(r, "rope", "rotary pairs", m->rope);
     cli_print_int(r, "vocab", "vocabulary", m->n_vocab);
     cli_print_int(r, "ctx", "context", m->n_ctx);
     cli_print_int(r, "parameters", "parameters", m->n_params);

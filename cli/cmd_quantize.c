@@ -13,6 +13,8 @@ static const cli_option options[] = {
     {"weights", 0, CLI_STRING, Q(weights), 0, "FORMAT", "of weights: int4:g128, mxfp4, ..."},
     {"acts", 0, CLI_STRING, Q(acts), 0, "FORMAT", "of activations"},
     {"kv", 0, CLI_STRING, Q(kv), 0, "FORMAT", "of the KV cache"},
+    {"rope", 0, CLI_STRING, Q(rope), 0, "half|interleaved",
+     "order of channels in the heads of q and k (the model's own)"},
     {"method", 0, CLI_STRING, Q(method), 0, "STEPS", "comma-separated: minmax,gptq"},
     {"calib", 0, CLI_LIST, AT(calib), 0, "FILE", "UTF-8 calibration text; repeatable"},
     {"samples", 0, CLI_INT, Q(samples), 1, "N", "calibration windows"},
@@ -45,6 +47,8 @@ static nb_status print_result(const nb_quantize_result *q, const cli_args *args,
     cli_print_bytes(&r, "bytes", plan ? "size after, estimated" : "size after", q->bytes);
     cli_print_real(&r, "bits_per_weight", "bits per weight", q->bits_per_weight, 4);
     cli_print_bytes(&r, "estimated_memory", plan ? "memory, estimated" : NULL, q->estimated_memory);
+    cli_print_bytes(&r, "spilled_bytes", q->spilled_bytes ? "hidden states on disk" : NULL,
+                    q->spilled_bytes);
     cli_print_bytes(&r, "peak_rss", plan ? NULL : "peak memory", q->peak_rss);
     cli_print_real(&r, "seconds", plan ? NULL : "seconds", q->seconds, 1);
     if (plan)

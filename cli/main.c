@@ -102,7 +102,12 @@ static void shorten_spins(char **argv)
         if (getenv(settings[i][0])) continue;
         set = setenv(settings[i][0], settings[i][1], 0) == 0 || set;
     }
-    if (set) execv("/proc/self/exe", argv); /* if that fails, all works but the waiting */
+    /* By its own name, which process lists show; if that fails, all works but the waiting. */
+    char self[4096];
+    ssize_t n = set ? readlink("/proc/self/exe", self, sizeof self - 1) : -1;
+    if (n < 0) return;
+    self[n] = 0;
+    execv(self, argv);
 }
 
 int main(int argc, char **argv)

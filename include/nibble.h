@@ -96,6 +96,7 @@ typedef struct nb_model_info {
     int n_layers, n_embd, n_ffn, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx;
     int64_t n_params;
     size_t weight_bytes;             /* as held in memory by the packed or float linears    */
+    const char *rope;                /* rotary pairs: "half", "interleaved"; NULL: none     */
     const char *kv_keys, *kv_values; /* formats of the KV cache: "f32", "dialect:b32"     */
     size_t kv_bytes_per_token;       /* of a session on this model, without its last chunk */
     size_t kv_bytes_per_token_f16;   /* what they would take in fp16                       */
@@ -205,11 +206,14 @@ typedef struct nb_quantize_options {
     const char *recipe;      /* text of a YAML recipe, or NULL                                */
     /* Each of these overrides the recipe where set (NULL, 0 or -1: leave). */
     const char *weights, *acts, *kv, *method; /* format words; comma-separated steps          */
+    const char
+        *rope; /* channels of a rotary pair: "half" (i, i + D/2), "interleaved" (2i, 2i + 1) */
     int samples, seqlen, epochs, batch;
     int64_t seed;
     const char *const *calib; /* UTF-8 text files                                             */
     size_t n_calib;
-    size_t memory; /* bytes that may be used; 0: no limit                                     */
+    size_t memory; /* bytes that may be used; 0: no limit. Hidden states that do not fit go to
+                      disk; the result is the same                                            */
     bool resume;   /* go on where an earlier run of the same command was killed               */
     bool dry_run;  /* plan and estimate only: nothing is written                              */
     bool force;    /* replace `out` if it is there                                            */
@@ -226,6 +230,7 @@ typedef struct nb_quantize_result {
     double seconds;
     int64_t peak_rss;         /* bytes, of the whole process                                  */
     int64_t estimated_memory; /* bytes: filled by dry_run as well                             */
+    int64_t spilled_bytes;    /* of hidden states on disk, while it works; 0: they fit        */
     double estimated_seconds; /* dry_run only                                                 */
     int n_blocks, n_resumed;  /* blocks in all; blocks taken over from an earlier run         */
 } nb_quantize_result;

@@ -88,6 +88,9 @@ void nb_describe_source(const nb_source *s, nb_model_info *out)
     const nb_config *c = nb_source_config(s);
     *out = (nb_model_info){
         .family = c->family->name,
+        .rope = !c->family->rotary    ? NULL
+                : c->rope_interleaved ? "interleaved"
+                                      : "half",
         .n_layers = c->n_layers,
         .n_embd = c->n_embd,
         .n_ffn = c->n_ffn,

@@ -1,6 +1,9 @@
 #include "base/arena.h"
 
 #include <stdarg.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,3 +146,10 @@ char *nb_arena_printf(nb_arena *a, const char *fmt, ...)
 }
 
 size_t nb_arena_bytes(const nb_arena *a) { return a->bytes; }
+
+void nb_heap_trim(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}

@@ -21,6 +21,10 @@ char *nb_arena_strndup(nb_arena *a, const char *s, size_t n);
 /* printf into the arena; NULL when memory is out. */
 char *nb_arena_printf(nb_arena *a, const char *fmt, ...) NB_PRINTF(2, 3);
 
+/* Gives back to the system what the heap has free. By itself glibc does so at the heap's end only,
+ * and in a long run the gaps add up; other C libraries are left to themselves. */
+void nb_heap_trim(void);
+
 /* Bytes in use, for memory estimates and reports. */
 size_t nb_arena_bytes(const nb_arena *a);
 

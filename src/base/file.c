@@ -185,6 +185,83 @@ nb_status nb_write_file(const char *path, const void *data, size_t n_bytes, nb_e
     return nb_outfile_commit(f, err);
 }
 
+struct nb_scratch {
+    int fd;
+    char *path; /* that it had, for messages */
+};
+
+/* Where room cannot be promised, writing will tell. */
+static nb_status reserve(const nb_scratch *f, int64_t n_bytes, nb_error *err)
+{
+    int code = n_bytes > 0 ? posix_fallocate(f->fd, 0, n_bytes) : 0;
+    if (code == 0 || code == EINVAL || code == EOPNOTSUPP) return NB_OK;
+    errno = code;
+    return fail_errno(err, "make room", f->path);
+}
+
+nb_status nb_scratch_open(nb_scratch **out, const char *dir, int64_t n_bytes, nb_error *err)
+{
+    *out = NULL;
+    nb_scratch *f = calloc(1, sizeof *f);
+    if (!f) return nb_fail_memory(err, dir, sizeof *f);
+    f->fd = -1;
+    f->path = nb_path_join(dir, NB_SCRATCH_NAME);
+    nb_status st = f->path ? NB_OK : nb_fail_memory(err, dir, strlen(dir));
+    if (st == NB_OK) {
+        f->fd = open(f->path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        if (f->fd < 0) st = fail_errno(err, "create", f->path);
+    }
+    if (st == NB_OK && unlink(f->path) != 0) st = fail_errno(err, "remove", f->path);
+    if (st == NB_OK) st = reserve(f, n_bytes, err);
+    if (st != NB_OK) {
+        nb_scratch_close(f);
+        return st;
+    }
+    *out = f;
+    return NB_OK;
+}
+
+nb_status nb_scratch_write(nb_scratch *f, int64_t at, const void *data, size_t n_bytes,
+                           nb_error *err)
+{
+    const char *p = data;
+    while (n_bytes > 0) {
+        ssize_t n = pwrite(f->fd, p, n_bytes < (1u << 30) ? n_bytes : (1u << 30), (off_t)at);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail_errno(err, "write", f->path);
+        p += n;
+        at += n;
+        n_bytes -= (size_t)n;
+    }
+    return NB_OK;
+}
+
+nb_status nb_scratch_read(nb_scratch *f, int64_t at, void *data, size_t n_bytes, nb_error *err)
+{
+    char *p = data;
+    while (n_bytes > 0) {
+        ssize_t n = pread(f->fd, p, n_bytes < (1u << 30) ? n_bytes : (1u << 30), (off_t)at);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail_errno(err, "read", f->path);
+        if (n == 0) {
+            return nb_fail(err, NB_EINPUT, "%s: ends at byte %lld, expected %zu more", f->path,
+                           (long long)at, n_bytes);
+        }
+        p += n;
+        at += n;
+        n_bytes -= (size_t)n;
+    }
+    return NB_OK;
+}
+
+void nb_scratch_close(nb_scratch *f)
+{
+    if (!f) return;
+    if (f->fd >= 0) close(f->fd);
+    free(f->path);
+    free(f);
+}
+
 nb_status nb_make_dir(const char *path, nb_error *err)
 {
     if (mkdir(path, 0755) == 0 || (errno == EEXIST && nb_path_is_dir(path))) return NB_OK;

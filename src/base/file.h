@@ -32,6 +32,19 @@ void nb_outfile_abort(nb_outfile *f); /* removes the temporary file and frees f 
 /* The three calls above in one. */
 nb_status nb_write_file(const char *path, const void *data, size_t n_bytes, nb_error *err);
 
+/* A file without a name, for what does not fit into memory: gone when it is closed or when the
+ * process ends, however it ends. It has its name for an instant; a kill in that instant leaves an
+ * empty NB_SCRATCH_NAME, which the next one in that directory takes over. */
+#define NB_SCRATCH_NAME "scratch.tmp"
+typedef struct nb_scratch nb_scratch;
+/* With room for n_bytes, taken at once where the file system can. */
+nb_status nb_scratch_open(nb_scratch **out, const char *dir, int64_t n_bytes, nb_error *err);
+nb_status nb_scratch_write(nb_scratch *f, int64_t at, const void *data, size_t n_bytes,
+                           nb_error *err);
+/* NB_EINPUT if fewer bytes are there. */
+nb_status nb_scratch_read(nb_scratch *f, int64_t at, void *data, size_t n_bytes, nb_error *err);
+void nb_scratch_close(nb_scratch *f);
+
 nb_status nb_make_dir(const char *path, nb_error *err); /* an existing directory is fine */
 /* Removes a directory and what lies in it, or a file or link; a missing one is fine. */
 nb_status nb_remove_tree(const char *path, nb_error *err);

@@ -15,9 +15,9 @@ typedef struct runner {
     nb_block_job job;
     nb_format weights[NB_N_ROLES], acts[NB_N_ROLES];
     nb_attn_formats attn;
-    const nb_method *method; /* at work */
-    unsigned needs;          /* of all steps on the block */
-    nb_ranges *ranges;       /* of the block as it is, or NULL */
+    const nb_step *step; /* at work */
+    unsigned needs;      /* of all steps on the block */
+    nb_ranges *ranges;   /* of the block as it is, or NULL */
     nb_grams *grams;
     bool keep; /* the source's states must stay for another pass */
     nb_error *err;
@@ -38,6 +38,17 @@ static nb_status make_clips(nb_block_job *job, nb_role role, nb_error *err)
     return NB_OK;
 }
 
+/* The arena's memory is zero. */
+static nb_status make_offsets(nb_block_job *job, nb_role role, nb_error *err)
+{
+    const nb_matrix *w = &job->block->linear[role].w;
+    if (!nb_format_is_quantized(&job->weights[role])) return NB_OK;
+    size_t n = (size_t)(w->n_out * w->n_in);
+    job->offset[role] = nb_arena_alloc(job->arena, n, sizeof(float));
+    if (job->offset[role]) return NB_OK;
+    return nb_fail_memory(err, job->block->linear[role].name, n * sizeof(float));
+}
+
 static nb_status make_copies(runner *s)
 {
     for (int r = 0; r < NB_N_ROLES; r++) {
@@ -47,6 +58,7 @@ static nb_status make_copies(runner *s)
         if (!l->name) continue;
         NB_TRY(nb_host_linear_expand(l, s->job.arena, s->job.be->threads, s->err));
         NB_TRY(make_clips(&s->job, (nb_role)r, s->err));
+        if (s->needs & NB_NEED_OFFSETS) NB_TRY(make_offsets(&s->job, (nb_role)r, s->err));
     }
     return nb_block_check(&s->job, "of the source", s->err);
 }
@@ -85,9 +97,9 @@ static nb_status stats(void *user, nb_role role, nb_input_stats *out, nb_error *
     runner *s = user;
     const nb_host_linear *l = &s->job.block->linear[role];
     *out = (nb_input_stats){0};
-    if (!s->flow || !(s->method->needs & NEED_STATS) || !l->name) {
+    if (!s->flow || !(nb_step_needs(s->step) & NEED_STATS) || !l->name) {
         return nb_fail(err, NB_EUSAGE, "step \"%s\": no statistics of input \"%s\"",
-                       s->method->name, nb_role_names[role]);
+                       s->step->method->name, nb_role_names[role]);
     }
     if (!s->ranges) NB_TRY(gather(s, s->keep));
     nb_ranges_take(s->ranges, role, out);
@@ -108,7 +120,7 @@ static int count_stat_steps(const nb_recipe *r)
 {
     int n = 0;
     for (int i = 0; i < r->n_steps; i++) {
-        n += r->steps[i].method->run_block && (r->steps[i].method->needs & NEED_STATS);
+        n += r->steps[i].method->run_block && (nb_step_needs(&r->steps[i]) & NEED_STATS);
     }
     return n;
 }
@@ -121,6 +133,7 @@ static nb_status begin_states(runner *s)
     job->n_windows = now.n_windows;
     job->seqlen = now.seqlen;
     job->rope = now.rope;
+    job->spill = now.spill;
     if (!(s->needs & NB_NEED_STATES)) return NB_OK;
     job->x_source = now.source;
     job->x_stored = now.stored;
@@ -139,7 +152,7 @@ static nb_status run_steps(runner *s)
     for (int i = 0; i < s->recipe->n_steps; i++) {
         const nb_step *step = &s->recipe->steps[i];
         if (!step->method->run_block) continue;
-        s->method = step->method;
+        s->step = step;
         s->job.option = step->option;
         NB_TRY(step->method->run_block(&s->job, s->err));
         snprintf(when, sizeof when, "after step \"%s\"", step->method->name);
@@ -154,6 +167,7 @@ static void take_result(nb_block_job *job, nb_block_result *out)
     for (int r = 0; r < NB_N_ROLES; r++) {
         out->clip_lo[r] = job->clip_lo[r];
         out->clip_hi[r] = job->clip_hi[r];
+        out->offset[r] = job->offset[r];
     }
     if (json_object_size(job->report) == 0) return;
     out->report = job->report;
@@ -162,7 +176,8 @@ static void take_result(nb_block_job *job, nb_block_result *out)
 
 nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_backend *be,
                              nb_flow *flow, nb_arena *arena, nb_host_block *block,
-                             nb_flow_tick tick, void *user, nb_block_result *out, nb_error *err)
+                             const nb_training *training, nb_flow_tick tick, void *user,
+                             nb_block_result *out, nb_error *err)
 {
     *out = (nb_block_result){0};
     if (!nb_recipe_has_block_steps(recipe)) return NB_OK;
@@ -181,6 +196,7 @@ nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_b
                            .attn = &s.attn,
                            .stats = stats,
                            .stats_user = &s,
+                           .training = training,
                            .epochs = recipe->epochs,
                            .batch = recipe->batch,
                            .seed = recipe->seed,
@@ -195,13 +211,12 @@ nb_status nb_block_steps_run(const nb_recipe *recipe, const nb_config *cfg, nb_b
 }
 
 /* Simulated weights, gradients and the backend's own copies; what a batch keeps for its backward
- * (spec: OmniQuant 7.2); the source block's output on the stored states, which some steps want. */
+ * (spec: OmniQuant 7.2). */
 static int64_t training_bytes(const nb_recipe *recipe, const nb_config *cfg, int64_t weights)
 {
     int64_t C = cfg->n_embd, F = cfg->n_ffn, Q = (int64_t)cfg->n_heads * cfg->head_dim;
     int64_t rows = nb_min_i64(recipe->batch, recipe->samples) * (int64_t)recipe->seqlen;
-    int64_t states = (int64_t)recipe->samples * recipe->seqlen * C;
-    return 4 * (3 * weights + rows * (8 * C + 8 * Q + 6 * F) + states);
+    return 4 * (3 * weights + rows * (8 * C + 8 * Q + 6 * F));
 }
 
 int64_t nb_block_steps_bytes(const nb_recipe *recipe, const nb_config *cfg, int64_t weights)
@@ -212,5 +227,7 @@ int64_t nb_block_steps_bytes(const nb_recipe *recipe, const nb_config *cfg, int6
     if (needs & NEED_STATS) bytes += nb_ranges_bytes(cfg, recipe->seqlen);
     if (needs & NB_NEED_HESSIAN) bytes += nb_grams_bytes(cfg);
     if (needs & NB_NEED_STATES) bytes += training_bytes(recipe, cfg, weights);
+    /* what is handed over; offsets, their gradient and the best of them on the device */
+    if (needs & NB_NEED_OFFSETS) bytes += 4 * 4 * weights;
     return bytes;
 }

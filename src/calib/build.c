@@ -152,6 +152,7 @@ static nb_status add_roles(builder *b, nb_host_block *block, const nb_block_resu
         if (!l->name || !(roles & 1u << r)) continue;
         how.clip_lo = steps->clip_lo[r];
         how.clip_hi = steps->clip_hi[r];
+        how.offset = steps->offset[r];
         how.hessian = how.importance = NULL;
         if (grams && nb_format_is_quantized(format)) {
             NB_TRY(nb_grams_take(grams, (nb_role)r, &how.hessian, &how.importance, b->err));
@@ -204,10 +205,11 @@ static nb_status run_block(builder *b, nb_host_block *block)
     nb_calib *c = b->c;
     nb_block_result steps;
     nb_ticker t = {.c = c, .done = b->index, .err = b->err};
+    nb_training training = {.dir = c->dir.training, .run = c->run};
     unsigned had = 0;
     for (int r = 0; r < NB_N_ROLES; r++) had |= block->linear[r].bias ? 1u << r : 0;
     NB_TRY(nb_block_steps_run(&c->recipe, nb_source_config(c->source), c->be, c->flow, c->arena,
-                              block, nb_calib_tick, &t, &steps, b->err));
+                              block, &training, nb_calib_tick, &t, &steps, b->err));
     if (steps.report) json_object_set_new(b->extra, "steps", steps.report);
     NB_TRY(report_biases(b, block, had));
     *block = simulated(&c->recipe, block);

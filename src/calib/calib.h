@@ -1,8 +1,8 @@
 /* Recipe and the only block loop: source -> steps -> nibble directory.
  *
  * One block is in memory at a time. Output goes to OUT.partial, one shard per block, with a
- * journal; the last step renames. A run that is killed and resumed redoes at most one block and
- * gives the same bytes; so does any thread count. */
+ * journal; the last step renames. A run that is killed and resumed redoes at most one block, of one
+ * in training at most one epoch, and gives the same bytes; so does any thread count. */
 #ifndef NB_CALIB_CALIB_H
 #define NB_CALIB_CALIB_H
 
@@ -16,10 +16,14 @@ typedef struct nb_role_formats {
     nb_format weights, acts;
 } nb_role_formats;
 
+/* Of rotary pairs in the heads of Q and K: the model's own, (i, i + D/2), (2i, 2i + 1). */
+typedef enum nb_rope_order { NB_ORDER_OWN, NB_ORDER_HALF, NB_ORDER_INTERLEAVED } nb_rope_order;
+
 typedef struct nb_recipe {
     char name[64];
     nb_format weights, acts, kv, embedding; /* family NULL: leave alone */
     nb_format keys, query, probs;           /* of attention; word empty: keys as kv, others alone */
+    nb_rope_order rope;
     nb_role_formats linear[NB_N_ROLES];
     nb_step steps[NB_MAX_STEPS];
     int n_steps;

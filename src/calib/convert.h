@@ -14,6 +14,7 @@ typedef struct nb_convert {
     const float *importance;        /* [n_in]: its diagonal, or NULL */
     nb_gptq_cache *factors;         /* nb_job's, or NULL */
     const float *clip_lo, *clip_hi; /* [n_out, groups] of a step on the block, or NULL: all 1 */
+    const float *offset;            /* [n_out, n_in] likewise, or NULL: none */
 } nb_convert;
 
 /* What is told of a matrix. */

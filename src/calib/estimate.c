@@ -58,16 +58,16 @@ static nb_status time_window(const nb_calib *c, nb_host_block *block, double *st
     nb_host_ends ends;
     nb_host_block source = *block;
     nb_block_result result = {0};
-    bool target = nb_recipe_block_needs(&c->recipe) & NB_NEED_STATES;
+    nb_flow_desc d = nb_flow_describe(&c->recipe, cfg);
     double start = 0, error;
     nb_status st;
     one.ids = calloc((size_t)one.seqlen, sizeof *one.ids);
     NB_GOTO(st, one.ids ? NB_OK : nb_fail_memory(err, "window", (size_t)one.seqlen * 4));
     NB_GOTO(st, nb_source_ends(c->source, c->arena, &ends, err));
-    NB_GOTO(st, nb_flow_create(&flow, c->be, cfg, &one, target, err));
+    NB_GOTO(st, nb_flow_create(&flow, c->be, &d, &one, err));
     NB_GOTO(st, nb_flow_begin(flow, &ends, &ends, err));
     start = nb_now();
-    NB_GOTO(st, nb_block_steps_run(&c->recipe, cfg, c->be, flow, c->arena, block, go_on, NULL,
+    NB_GOTO(st, nb_block_steps_run(&c->recipe, cfg, c->be, flow, c->arena, block, NULL, go_on, NULL,
                                    &result, err));
     *steps = nb_now() - start;
     start = nb_now();
@@ -90,7 +90,8 @@ nb_status nb_estimate_seconds(const nb_calib *c, double *seconds, nb_error *err)
     NB_TRY(time_linears(c, &block, &linears, err));
     /* A window's time is that of two forwards; statistics take a third, or one each. */
     if (nb_recipe_needs(r) & NB_NEED_HESSIAN) window *= r->sequential ? 3 : 1.5;
-    /* Training goes with the windows; what searches hardly does. */
+    /* Training goes with the windows (learned rounding with those of a step: at most that); what
+     * searches hardly does. */
     if (nb_recipe_block_needs(r) & NB_NEED_STATES) steps *= r->samples;
     int n_layers = nb_source_config(c->source)->n_layers;
     *seconds = n_layers * (steps + linears + window * r->samples);

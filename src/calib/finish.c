@@ -159,7 +159,7 @@ json_t *nb_finish_quantization(const nb_calib *c, const json_t *lines)
 static bool says_anything(const nb_recipe *r, const json_t *q)
 {
     nb_attn_formats a = nb_recipe_attn(r);
-    return json_object_size(json_object_get(q, "modules")) > 0 ||
+    return json_object_size(json_object_get(q, "modules")) > 0 || r->rope == NB_ORDER_INTERLEAVED ||
            json_object_get(q, "act_modules") || nb_format_is_quantized(&a.q) ||
            nb_format_is_quantized(&a.k) || nb_format_is_quantized(&a.v) ||
            nb_format_is_quantized(&a.p);

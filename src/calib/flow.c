@@ -3,38 +3,69 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "base/size.h"
+
 enum { SOURCE, STORED, TARGET };
 
 struct nb_flow {
     nb_backend *be;
     nb_config cfg;
     const nb_samples *samples;
+    const char *spill;
     nb_workspace *ws;
     nb_view rope;
-    nb_buffer *x[3]; /* [n * seqlen, C]: SOURCE, STORED, TARGET (or NULL) */
+    nb_states *x[3]; /* SOURCE, STORED, TARGET (or NULL) */
     nb_buffer *copy; /* [seqlen, C]: a window whose states must stay */
     float *host[2];  /* [seqlen, C] */
     bool ahead;      /* the source's states are through the block: in TARGET, or moved on */
 };
 
-int64_t nb_flow_bytes(const nb_config *cfg, int n_samples, int seqlen, bool target)
+nb_flow_desc nb_flow_describe(const nb_recipe *recipe, const nb_config *cfg)
 {
+    nb_flow_desc d = {.cfg = cfg, .at_once = 1};
+    d.target = nb_recipe_block_needs(recipe) & NB_NEED_STATES;
+    if (d.target) d.at_once = (int)nb_clamp_i64(recipe->batch, 1, recipe->samples);
+    return d;
+}
+
+static nb_states_desc describe_states(const nb_flow_desc *d, int n_samples, int seqlen)
+{
+    return (nb_states_desc){.n_windows = n_samples,
+                            .seqlen = seqlen,
+                            .n_embd = d->cfg->n_embd,
+                            .at_once = d->at_once < n_samples ? d->at_once : n_samples,
+                            .dir = d->spill};
+}
+
+/* The source's, the stored ones; where a step trains, the target and the step's own. */
+static int count_states(const nb_flow_desc *d) { return d->target ? 4 : 2; }
+
+int64_t nb_flow_bytes(const nb_flow_desc *d, int n_samples, int seqlen, bool spilled)
+{
+    const nb_config *cfg = d->cfg;
+    nb_states_desc one = describe_states(d, n_samples, seqlen);
     int64_t hidden = (int64_t)seqlen * cfg->n_embd;
     int64_t wide = (int64_t)cfg->n_heads * cfg->head_dim + 2 * (int64_t)cfg->n_ffn;
     int64_t kv = (int64_t)cfg->n_kv_heads * cfg->head_dim; /* as made, and as kept */
     int64_t scratch = (int64_t)seqlen * (2 * cfg->n_embd + 2 * wide + 4 * kv);
-    return 4 * ((target ? 3 : 2) * n_samples * hidden + 3 * hidden + scratch);
+    return count_states(d) * nb_states_bytes(&one, spilled) + 4 * (3 * hidden + scratch);
 }
 
-static nb_status create_buffers(nb_flow *f, bool target, nb_error *err)
+int64_t nb_flow_disk_bytes(const nb_flow_desc *d, int n_samples, int seqlen)
 {
-    const nb_ops *op = f->be->ops;
+    nb_states_desc one = describe_states(d, n_samples, seqlen);
+    return count_states(d) * nb_states_bytes(&one, false);
+}
+
+static nb_status create_buffers(nb_flow *f, const nb_flow_desc *d, nb_error *err)
+{
     int64_t seqlen = f->samples->seqlen, hidden = seqlen * f->cfg.n_embd;
+    nb_states_desc one = describe_states(d, f->samples->n, f->samples->seqlen);
     NB_TRY(nb_workspace_create(f->be, &f->cfg, seqlen, &f->ws, err));
-    NB_TRY(op->buffer_create(f->be, hidden, &f->copy, err));
+    NB_TRY(f->be->ops->buffer_create(f->be, hidden, &f->copy, err));
     NB_TRY(nb_rope_table(f->be, &f->cfg, seqlen, &f->rope, err));
-    for (int i = 0; i < (target ? 3 : 2); i++) {
-        NB_TRY(op->buffer_create(f->be, f->samples->n * hidden, &f->x[i], err));
+    for (int i = 0; i < (d->target ? 3 : 2); i++) {
+        NB_TRY(nb_states_create(&f->x[i], f->be, &one, err));
     }
     for (int i = 0; i < 2; i++) {
         f->host[i] = malloc((size_t)hidden * sizeof(float));
@@ -43,16 +74,17 @@ static nb_status create_buffers(nb_flow *f, bool target, nb_error *err)
     return NB_OK;
 }
 
-nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
-                         const nb_samples *samples, bool target, nb_error *err)
+nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_flow_desc *d,
+                         const nb_samples *samples, nb_error *err)
 {
     *out = NULL;
     nb_flow *f = calloc(1, sizeof *f);
     if (!f) return nb_fail_memory(err, "calibration", sizeof *f);
     f->be = be;
-    f->cfg = *cfg;
+    f->cfg = *d->cfg;
     f->samples = samples;
-    nb_status st = create_buffers(f, target, err);
+    f->spill = d->spill;
+    nb_status st = create_buffers(f, d, err);
     if (st != NB_OK) {
         nb_flow_free(f);
         return st;
@@ -64,20 +96,13 @@ nb_status nb_flow_create(nb_flow **out, nb_backend *be, const nb_config *cfg,
 void nb_flow_free(nb_flow *f)
 {
     if (!f) return;
-    nb_buffer *const all[] = {f->rope.buf, f->x[SOURCE], f->x[STORED], f->x[TARGET], f->copy};
-    for (size_t i = 0; i < NB_COUNT(all); i++) f->be->ops->buffer_free(f->be, all[i]);
+    for (size_t i = 0; i < NB_COUNT(f->x); i++) nb_states_free(f->x[i]);
+    f->be->ops->buffer_free(f->be, f->rope.buf);
+    f->be->ops->buffer_free(f->be, f->copy);
     nb_workspace_free(f->ws);
     free(f->host[SOURCE]);
     free(f->host[STORED]);
     free(f);
-}
-
-/* Hidden states [seqlen, C] of window i. */
-static nb_view window(const nb_flow *f, int which, int i)
-{
-    int64_t seqlen = f->samples->seqlen;
-    nb_view all = nb_view_of(f->x[which], f->samples->n * seqlen, f->cfg.n_embd);
-    return nb_view_rows(all, i * seqlen, seqlen);
 }
 
 static nb_status embed(nb_flow *f, int which, const nb_host_ends *host, nb_error *err)
@@ -92,7 +117,8 @@ static nb_status embed(nb_flow *f, int which, const nb_host_ends *host, nb_error
     nb_status st = NB_OK;
     for (int i = 0; st == NB_OK && i < f->samples->n; i++) {
         const int32_t *ids = f->samples->ids + (int64_t)i * f->samples->seqlen;
-        st = nb_ends_embed(ends, window(f, which, i), ids, 0, err);
+        st = nb_ends_embed(ends, nb_states_room(f->x[which], i, 1), ids, 0, err);
+        if (st == NB_OK) st = nb_states_store(f->x[which], i, 1, err);
     }
     if (st == NB_OK) st = f->be->ops->sync(f->be, err);
     nb_ends_free(ends);
@@ -106,8 +132,23 @@ nb_status nb_flow_begin(nb_flow *f, const nb_host_ends *source, const nb_host_en
     return embed(f, STORED, stored, err);
 }
 
-/* Every window of `from` through the block, into the same window of `to`; to -1: into a copy that
- * is dropped. */
+/* Window i of `from` through the block, into the same window of `to`; to -1: into a copy that is
+ * dropped. */
+static nb_status forward_window(nb_flow *f, int from, int to, int i, nb_block *block, nb_kv *kv,
+                                nb_error *err)
+{
+    nb_view x;
+    NB_TRY(nb_states_load(f->x[from], i, 1, &x, err));
+    if (to != from) {
+        nb_view dst = to < 0 ? nb_view_of(f->copy, x.rows, x.cols) : nb_states_room(f->x[to], i, 1);
+        f->be->ops->copy(f->be, dst, x);
+        x = dst;
+    }
+    nb_block_forward(block, f->ws, x, kv, f->rope, 0);
+    NB_TRY(f->be->ops->sync(f->be, err));
+    return to < 0 ? NB_OK : nb_states_store(f->x[to], i, 1, err);
+}
+
 static nb_status forward(nb_flow *f, int from, int to, const nb_host_block *host, nb_flow_tick tick,
                          void *user, nb_error *err)
 {
@@ -117,14 +158,7 @@ static nb_status forward(nb_flow *f, int from, int to, const nb_host_block *host
     nb_kv_desc d = nb_block_kv(block, f->samples->seqlen);
     nb_status st = f->be->ops->kv_create(f->be, &d, &kv, err);
     for (int i = 0; st == NB_OK && i < f->samples->n; i++) {
-        nb_view x = window(f, from, i);
-        if (to != from) {
-            nb_view dst = to < 0 ? nb_view_of(f->copy, x.rows, x.cols) : window(f, to, i);
-            f->be->ops->copy(f->be, dst, x);
-            x = dst;
-        }
-        nb_block_forward(block, f->ws, x, kv, f->rope, 0);
-        st = f->be->ops->sync(f->be, err);
+        st = forward_window(f, from, to, i, block, kv, err);
         if (st == NB_OK) st = tick(user);
     }
     f->be->ops->kv_free(f->be, kv);
@@ -156,12 +190,13 @@ nb_status nb_flow_observe(nb_flow *f, const nb_host_block *block, bool keep, nb_
 
 nb_flow_states nb_flow_look(const nb_flow *f)
 {
-    nb_flow_states s = {.n_windows = f->samples->n, .seqlen = f->samples->seqlen, .rope = f->rope};
-    int64_t rows = (int64_t)f->samples->n * f->samples->seqlen;
-    s.source = nb_view_of(f->x[SOURCE], rows, f->cfg.n_embd);
-    s.stored = nb_view_of(f->x[STORED], rows, f->cfg.n_embd);
-    if (f->x[TARGET]) s.target = nb_view_of(f->x[TARGET], rows, f->cfg.n_embd);
-    return s;
+    return (nb_flow_states){.n_windows = f->samples->n,
+                            .seqlen = f->samples->seqlen,
+                            .source = f->x[SOURCE],
+                            .stored = f->x[STORED],
+                            .target = f->x[TARGET],
+                            .rope = f->rope,
+                            .spill = f->spill};
 }
 
 /* One thread, one order: the same sum for any number of threads. */
@@ -171,8 +206,11 @@ static nb_status output_error(nb_flow *f, int layer, double *out, nb_error *err)
     int64_t n = (int64_t)f->samples->seqlen * f->cfg.n_embd;
     double error = 0, power = 0;
     for (int i = 0; i < f->samples->n; i++) {
-        op->download(f->be, window(f, SOURCE, i), f->host[SOURCE], NB_F32);
-        op->download(f->be, window(f, STORED, i), f->host[STORED], NB_F32);
+        for (int which = SOURCE; which <= STORED; which++) {
+            nb_view x;
+            NB_TRY(nb_states_load(f->x[which], i, 1, &x, err));
+            op->download(f->be, x, f->host[which], NB_F32);
+        }
         NB_TRY(op->sync(f->be, err));
         for (int64_t k = 0; k < n; k++) {
             double a = (double)f->host[SOURCE][k], d = (double)f->host[STORED][k] - a;
@@ -194,7 +232,7 @@ nb_status nb_flow_advance(nb_flow *f, const nb_host_block *source, const nb_host
     if (!f->ahead) NB_TRY(forward(f, SOURCE, source_end(f), source, tick, user, err));
     f->ahead = false;
     if (f->x[TARGET]) {
-        nb_buffer *behind = f->x[SOURCE];
+        nb_states *behind = f->x[SOURCE];
         f->x[SOURCE] = f->x[TARGET];
         f->x[TARGET] = behind;
     }

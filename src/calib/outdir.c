@@ -9,6 +9,7 @@
 #include "calib/shard.h"
 
 #define JOURNAL_NAME     "journal.jsonl"
+#define TRAINING_NAME    "training"
 #define REPORT_NAME      "report.json"
 #define REPORT_MAX_BYTES ((size_t)256 << 20)
 
@@ -30,8 +31,9 @@ static nb_status set_paths(nb_outdir *d, const char *out, nb_error *err)
     if (d->out) {
         d->partial = with_suffix(d->out, ".partial");
         d->replaced = with_suffix(d->out, ".replaced");
+        if (d->partial) d->training = nb_path_join(d->partial, TRAINING_NAME);
     }
-    return d->partial && d->replaced ? NB_OK : nb_fail_memory(err, out, n);
+    return d->training && d->replaced ? NB_OK : nb_fail_memory(err, out, n);
 }
 
 /* Said before the source is read: that may take minutes. */
@@ -56,9 +58,9 @@ static bool has_file(const char *dir, const char *name)
     return found;
 }
 
-static void remove_journal(const char *dir)
+static void remove_file(const char *dir, const char *name)
 {
-    char *path = nb_path_join(dir, JOURNAL_NAME);
+    char *path = nb_path_join(dir, name);
     if (path) unlink(path);
     free(path);
 }
@@ -87,7 +89,7 @@ static nb_status look_at_out(nb_outdir *d, const nb_quantize_options *opt, json_
 {
     bool same, ours = report_matches(d->out, fingerprint, &same);
     if (opt->resume && same) {
-        remove_journal(d->out);
+        remove_file(d->out, JOURNAL_NAME);
         d->complete = true;
         return nb_remove_tree(d->replaced, err);
     }
@@ -126,6 +128,7 @@ static nb_status verify_shards(const nb_outdir *d, nb_error *err)
 static nb_status start_over(nb_outdir *d, json_t *fingerprint, nb_error *err)
 {
     NB_TRY(nb_make_dir(d->partial, err));
+    NB_TRY(nb_outdir_drop_training(d, err));
     char *path = nb_outdir_path(d, JOURNAL_NAME);
     nb_status st = path ? nb_journal_create(&d->journal, path, fingerprint, err)
                         : nb_fail_memory(err, d->partial, 0);
@@ -176,14 +179,21 @@ char *nb_outdir_path(const nb_outdir *d, const char *name)
     return nb_path_join(d->partial, name);
 }
 
+nb_status nb_outdir_drop_training(const nb_outdir *d, nb_error *err)
+{
+    return nb_remove_tree(d->training, err);
+}
+
 nb_status nb_outdir_finish(nb_outdir *d, nb_error *err)
 {
+    NB_TRY(nb_outdir_drop_training(d, err));
+    remove_file(d->partial, NB_SCRATCH_NAME);
     if (nb_path_exists(d->out)) {
         NB_TRY(nb_remove_tree(d->replaced, err));
         NB_TRY(nb_rename(d->out, d->replaced, err));
     }
     NB_TRY(nb_rename(d->partial, d->out, err));
-    remove_journal(d->out);
+    remove_file(d->out, JOURNAL_NAME);
     return nb_remove_tree(d->replaced, err);
 }
 
@@ -193,5 +203,6 @@ void nb_outdir_fini(nb_outdir *d)
     free(d->out);
     free(d->partial);
     free(d->replaced);
+    free(d->training);
     *d = (nb_outdir){0};
 }

@@ -4,7 +4,8 @@
  *   OUT.partial without a journal        nothing is finished: starts over
  *   OUT.partial with a journal           goes on behind the last shard in it
  *   OUT with a journal in it             whole; only the journal was still to be removed
- *   OUT.replaced                         an older OUT, on its way out (--force) */
+ *   OUT.replaced                         an older OUT, on its way out (--force)
+ *   OUT.partial/training                 of the block at work; of an older one: is left aside */
 #ifndef NB_CALIB_OUTDIR_H
 #define NB_CALIB_OUTDIR_H
 
@@ -13,6 +14,7 @@
 
 typedef struct nb_outdir {
     char *out, *partial, *replaced;
+    char *training; /* OUT.partial/training: nb_training's directory */
     nb_journal journal;
     bool complete; /* OUT is there, made by the same command: nothing to do */
 } nb_outdir;
@@ -26,6 +28,8 @@ nb_status nb_outdir_begin(nb_outdir *d, const nb_quantize_options *opt, json_t *
                           nb_error *err);
 /* malloc'ed path of a file in OUT.partial; NULL when memory is out. */
 char *nb_outdir_path(const nb_outdir *d, const char *name);
+/* The block that was in training is finished. */
+nb_status nb_outdir_drop_training(const nb_outdir *d, nb_error *err);
 /* OUT.partial becomes OUT. */
 nb_status nb_outdir_finish(nb_outdir *d, nb_error *err);
 void nb_outdir_fini(nb_outdir *d);

@@ -110,6 +110,7 @@ static nb_status do_shard(nb_calib *c, int index, nb_error *err)
     if (!finished) NB_TRY(nb_build_shard(c, index, &line, note, err));
     nb_status st = follow(c, index, line, err);
     nb_arena_reset(c->arena);
+    nb_heap_trim();
     if (index == 0) {
         release_ends(c);
     } else {
@@ -119,7 +120,10 @@ static nb_status do_shard(nb_calib *c, int index, nb_error *err)
         json_decref(line);
         return st;
     }
-    if (!finished) NB_TRY(nb_journal_add(&c->dir.journal, line, err));
+    if (!finished) {
+        NB_TRY(nb_journal_add(&c->dir.journal, line, err));
+        NB_TRY(nb_outdir_drop_training(&c->dir, err));
+    }
     return nb_calib_tell(c, index + 1, *note ? note : NULL, err);
 }
 
@@ -127,9 +131,9 @@ static nb_status run_loop(nb_calib *c, nb_error *err)
 {
     c->n_resumed = (int)json_array_size(c->dir.journal.shards);
     if (c->samples.n > 0) {
-        const nb_config *cfg = nb_source_config(c->source);
-        bool target = nb_recipe_block_needs(&c->recipe) & NB_NEED_STATES;
-        NB_TRY(nb_flow_create(&c->flow, c->be, cfg, &c->samples, target, err));
+        nb_flow_desc d = nb_flow_describe(&c->recipe, nb_source_config(c->source));
+        if (c->plan.spill) d.spill = c->dir.partial;
+        NB_TRY(nb_flow_create(&c->flow, c->be, &d, &c->samples, err));
     }
     NB_TRY(nb_calib_tell(c, c->flow ? 0 : c->n_resumed, NULL, err));
     for (int i = c->flow ? 0 : c->n_resumed; i < c->plan.n_shards; i++) {
@@ -179,6 +183,9 @@ static nb_status open_source(nb_calib *c, nb_error *err)
         return nb_fail(err, NB_EUSAGE, "%s: is quantized already; start from the original",
                        c->opt->model);
     }
+    if (c->recipe.rope != NB_ORDER_OWN) {
+        NB_TRY(nb_source_set_rope(c->source, c->recipe.rope == NB_ORDER_INTERLEAVED, err));
+    }
     NB_TRY(fit_seqlen(c, err));
     nb_rotation rotation;
     NB_TRY(nb_recipe_rotation(&c->recipe, nb_source_config(c->source), &rotation, err));
@@ -215,6 +222,15 @@ static nb_status make_fingerprint(const nb_calib *c, json_t **out, nb_error *err
     return *out ? NB_OK : nb_fail_memory(err, "fingerprint", 0);
 }
 
+static nb_status hash_run(nb_calib *c, json_t *fingerprint, nb_error *err)
+{
+    char *text = json_dumps(fingerprint, JSON_COMPACT | JSON_SORT_KEYS);
+    if (!text) return nb_fail_memory(err, "fingerprint", 0);
+    nb_hash(c->run, text, strlen(text));
+    free(text);
+    return NB_OK;
+}
+
 static nb_status begin(nb_calib *c, nb_error *err)
 {
     size_t n;
@@ -224,7 +240,8 @@ static nb_status begin(nb_calib *c, nb_error *err)
     NB_TRY(nb_recipe_write(&c->recipe, &c->recipe_text, &n, err));
     NB_TRY(nb_samples_load(&c->samples, c->source, &c->recipe, c->opt, err));
     NB_TRY(make_fingerprint(c, &fingerprint, err));
-    nb_status st = nb_outdir_begin(&c->dir, c->opt, fingerprint, err);
+    nb_status st = hash_run(c, fingerprint, err);
+    if (st == NB_OK) st = nb_outdir_begin(&c->dir, c->opt, fingerprint, err);
     json_decref(fingerprint);
     return st;
 }
@@ -254,6 +271,7 @@ static void describe(const nb_calib *c, nb_quantize_result *out)
     out->n_quantized = c->plan.n_quantized;
     out->bits_per_weight = nb_plan_bits(&c->plan);
     out->estimated_memory = c->plan.memory;
+    out->spilled_bytes = c->plan.spill ? c->plan.spill_bytes : 0;
     out->estimated_seconds = c->estimated_seconds;
     out->n_blocks = n_layers;
     out->n_resumed = c->dir.complete ? n_layers : resumed > 0 ? resumed : 0;

@@ -18,6 +18,7 @@ typedef struct nb_calib {
     nb_backend *be;
     nb_flow *flow; /* NULL: no calibration text */
     nb_outdir dir;
+    char run[NB_HASH_CHARS];  /* checksum of the fingerprint */
     nb_arena *arena;          /* what lives as long as a block is at work */
     nb_arena *scratch;        /* of one matrix */
     int n_resumed;            /* shards taken over */

@@ -131,6 +131,19 @@ static int64_t block_memory(const block_size *b, const nb_config *cfg, const nb_
     return nb_max_i64(work, b->source + b->planes + b->other + 4 * b->weights);
 }
 
+/* work: of the block or of the ends. */
+static void plan_memory(nb_plan *p, const nb_recipe *recipe, const nb_config *cfg, bool calibrated,
+                        int64_t work)
+{
+    nb_flow_desc flow = nb_flow_describe(recipe, cfg);
+    int n = recipe->samples, seqlen = recipe->seqlen;
+    p->memory = p->spilled_memory = PROCESS_BYTES + work;
+    if (!calibrated) return;
+    p->memory += nb_flow_bytes(&flow, n, seqlen, false);
+    p->spilled_memory += nb_flow_bytes(&flow, n, seqlen, true);
+    p->spill_bytes = nb_flow_disk_bytes(&flow, n, seqlen);
+}
+
 nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *recipe,
                        bool calibrated, nb_arena *arena, nb_error *err)
 {
@@ -150,27 +163,36 @@ nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *rec
                    .n_quantized = n * b.quantized,
                    .quantized_bytes = n * b.quantized_bytes,
                    .bytes = ends_stored + n * (b.planes + b.other)};
-    int64_t work = block_memory(&b, cfg, recipe, calibrated), forward = 0;
-    bool target = nb_recipe_block_needs(recipe) & NB_NEED_STATES;
-    if (calibrated) forward = nb_flow_bytes(cfg, recipe->samples, recipe->seqlen, target);
-    int64_t ends_work = ends_stored + ends_made;
-    p->memory = PROCESS_BYTES + forward + nb_max_i64(work, ends_work);
+    int64_t work = block_memory(&b, cfg, recipe, calibrated);
+    plan_memory(p, recipe, cfg, calibrated, nb_max_i64(work, ends_stored + ends_made));
     return NB_OK;
 }
 
-nb_status nb_plan_check(const nb_plan *p, const nb_quantize_options *opt, nb_error *err)
+static nb_status check_memory(nb_plan *p, int64_t allowed, nb_error *err)
 {
-    if (opt->memory > 0 && p->memory > (int64_t)opt->memory) {
-        return nb_fail(err, NB_ERESOURCE,
-                       "memory: needs about %lld MiB, allowed are %lld MiB; fewer --samples or a "
-                       "shorter --seqlen need less",
-                       (long long)(p->memory >> 20), (long long)(opt->memory >> 20));
+    if (allowed == 0 || p->memory <= allowed) return NB_OK;
+    p->spill = p->spill_bytes > 0 && p->spilled_memory <= allowed;
+    if (p->spill) return NB_OK;
+    return nb_fail(err, NB_ERESOURCE,
+                   "memory: needs about %lld MiB%s, allowed are %lld MiB; fewer --samples or a "
+                   "shorter --seqlen need less",
+                   (long long)(nb_min_i64(p->memory, p->spilled_memory) >> 20),
+                   p->spill_bytes ? " with hidden states on disk" : "", (long long)(allowed >> 20));
+}
+
+nb_status nb_plan_check(nb_plan *p, const nb_quantize_options *opt, nb_error *err)
+{
+    NB_TRY(check_memory(p, (int64_t)opt->memory, err));
+    int64_t need = opt->resume ? 0 : p->bytes; /* resumed: a part is on the disk already */
+    if (p->spill) {
+        p->memory = p->spilled_memory;
+        need += p->spill_bytes;
     }
-    if (opt->dry_run || opt->resume) return NB_OK; /* resumed: a part is on the disk already */
+    if (opt->dry_run) return NB_OK;
     int64_t free_bytes = nb_disk_free(opt->out);
-    if (free_bytes >= 0 && free_bytes < p->bytes) {
+    if (free_bytes >= 0 && free_bytes < need) {
         return nb_fail(err, NB_ERESOURCE, "%s: needs %.1f MiB of disk, free are %.1f MiB", opt->out,
-                       ldexp((double)p->bytes, -20), ldexp((double)free_bytes, -20));
+                       ldexp((double)need, -20), ldexp((double)free_bytes, -20));
     }
     return NB_OK;
 }

@@ -10,14 +10,17 @@ typedef struct nb_plan {
     int64_t quantized_bytes; /* their planes */
     int64_t bytes;           /* of all weight files, within some percent of their headers */
     int64_t memory;          /* estimated peak resident set */
+    int64_t spilled_memory;  /* the same with the hidden states on disk */
+    int64_t spill_bytes;     /* that they would take there */
+    bool spill;              /* they shall: nb_plan_check */
 } nb_plan;
 
 /* Blocks of one model have the same shapes, so the first stands for all. */
 nb_status nb_plan_make(nb_plan *p, const nb_source *source, const nb_recipe *recipe,
                        bool calibrated, nb_arena *arena, nb_error *err);
 
-/* Refuses what memory (opt->memory) or disk cannot hold. */
-nb_status nb_plan_check(const nb_plan *p, const nb_quantize_options *opt, nb_error *err);
+/* Spills where memory (opt->memory) makes it necessary; refuses what memory or disk cannot hold. */
+nb_status nb_plan_check(nb_plan *p, const nb_quantize_options *opt, nb_error *err);
 
 double nb_plan_bits(const nb_plan *p);
 

@@ -29,6 +29,10 @@ const nb_recipe_field nb_recipe_fields[] = {
     {.key = "keys", .kind = NB_FIELD_FORMAT, .off = offsetof(nb_recipe, keys), .min = NB_FOR_KV},
     {.key = "query", .kind = NB_FIELD_FORMAT, .off = offsetof(nb_recipe, query), .min = NB_FOR_KV},
     {.key = "probs", .kind = NB_FIELD_FORMAT, .off = offsetof(nb_recipe, probs), .min = NB_FOR_KV},
+    {.key = "rope",
+     .kind = NB_FIELD_OPTION,
+     .off = offsetof(nb_recipe, rope),
+     .choice = {"half", "interleaved"}},
     {.key = "embedding",
      .kind = NB_FIELD_FORMAT,
      .off = offsetof(nb_recipe, embedding),
@@ -126,12 +130,16 @@ static nb_status set_int(const nb_recipe_field *field, void *value, const char *
     return NB_OK;
 }
 
-static nb_status set_choice(const nb_recipe_field *field, bool *value, const char *text,
+static nb_status set_choice(const nb_recipe_field *field, void *value, const char *text,
                             nb_error *err)
 {
     for (int i = 0; i < 2; i++) {
         if (strcmp(text, field->choice[i]) != 0) continue;
-        *value = i == 1;
+        if (field->kind == NB_FIELD_CHOICE) {
+            *(bool *)value = i == 1;
+        } else {
+            *(int *)value = i + 1;
+        }
         return NB_OK;
     }
     return nb_fail(err, NB_EUSAGE, "%s: expected %s or %s, found \"%.40s\"", field->key,
@@ -181,6 +189,7 @@ nb_status nb_recipe_set(nb_recipe *r, const nb_recipe_field *field, const char *
     case NB_FIELD_INT64:
         return set_int(field, value, text, err);
     case NB_FIELD_CHOICE:
+    case NB_FIELD_OPTION:
         return set_choice(field, value, text, err);
     case NB_FIELD_LINEARS:
         break;
@@ -272,6 +281,7 @@ nb_status nb_recipe_override(nb_recipe *r, const nb_quantize_options *opt, nb_er
     NB_TRY(override_text(r, "weights", opt->weights, err));
     NB_TRY(override_text(r, "acts", opt->acts, err));
     NB_TRY(override_text(r, "kv", opt->kv, err));
+    NB_TRY(override_text(r, "rope", opt->rope, err));
     NB_TRY(override_text(r, "method", opt->method, err));
     NB_TRY(override_int(r, "samples", opt->samples, opt->samples > 0, err));
     NB_TRY(override_int(r, "seqlen", opt->seqlen, opt->seqlen > 0, err));
@@ -425,6 +435,9 @@ nb_status nb_recipe_write(const nb_recipe *r, char **yaml, size_t *n_bytes, nb_e
     if (*r->keys.word) nb_strbuf_printf(&b, "keys: %s\n", r->keys.word);
     if (*r->query.word) nb_strbuf_printf(&b, "query: %s\n", r->query.word);
     if (*r->probs.word) nb_strbuf_printf(&b, "probs: %s\n", r->probs.word);
+    if (r->rope != NB_ORDER_OWN) {
+        nb_strbuf_printf(&b, "rope: %s\n", r->rope == NB_ORDER_HALF ? "half" : "interleaved");
+    }
     nb_strbuf_printf(&b, "embedding: %s\n", r->embedding.word);
     write_linears(r, &b);
     write_steps(r, &b);

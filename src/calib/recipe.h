@@ -11,6 +11,7 @@ typedef enum nb_field_kind {
     NB_FIELD_INT,
     NB_FIELD_INT64,
     NB_FIELD_CHOICE,  /* a bool: false is its first word */
+    NB_FIELD_OPTION,  /* an enum: 0 where it is not given, else the place of the word from 1 */
     NB_FIELD_LINEARS, /* a mapping, in YAML alone */
 } nb_field_kind;
 

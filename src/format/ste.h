@@ -10,8 +10,18 @@
  *
  *   lo = clip_lo min(w, 0), hi = clip_hi max(w, 0)      dscale/dlo, dscale/dhi: nb_slope
  *
- * Nothing flows through a zero point, nor through a scale at the limit of its stored type; an end
- * at 0 has no gradient. */
+ * A learned offset v goes in front of the rounding alone, w^ = scale * level(w / scale + v),
+ * "inside" being of what is rounded:
+ *
+ *   dL/dv = [inside] g scale      dw^/dscale as above, with w, not w + v scale
+ *
+ * Nothing flows through a zero point, unless it learns as well: then as if it were no whole number
+ * (LSQ+, arXiv 2004.09576), so that what saturates moves with its own end of the range alone. With
+ * S = sum of g over what saturated and the zero point's share z / span of the range
+ *
+ *   dL/dhi = G dscale/dhi + S share      dL/dlo = G dscale/dlo + S (1 - share)
+ *
+ * Nothing flows through a scale at the limit of its stored type; an end at 0 has no gradient. */
 #ifndef NB_FORMAT_STE_H
 #define NB_FORMAT_STE_H
 
@@ -47,8 +57,19 @@ nb_slope nb_grid_slope(const nb_grid *g, float lo, float hi);
  * Quantization Thresholds", arXiv 1903.08066, section 3.3). */
 nb_slope nb_grid_clip_slope(const nb_grid *g, float scale, float lo, float hi);
 
+/* The zero point's share of the range where it may learn; < 0: there is none that could. */
+static inline double nb_zero_share(const nb_grid *g, const nb_qparam *p, nb_slope s)
+{
+    bool learns = g->rule == NB_SCALE_RANGE && s.hi > 0;
+    return learns ? (double)p->zero / (double)g->span : -1;
+}
+
 /* Clip ratio of a logit (LWC). */
 static inline float nb_clip_ratio(float logit) { return 1 / (1 + expf(-logit)); }
+
+/* A weight before rounding with a learned offset v in steps of its group: "signround". Training and
+ * storing must agree to the bit, so nobody else writes this down. */
+static inline float nb_offset_weight(float w, float v, float scale) { return w + v * scale; }
 
 /* Grid of symmetric levels up to `top`, the last step being `step`. */
 static inline nb_grid nb_grid_symmetric(float top, float step, nb_scale_rule rule)

@@ -48,8 +48,10 @@ typedef struct nb_kernels {
     void (*relu)(float *out, const float *x, const float *up, int64_t n);
     void (*gelu)(float *out, const float *x, const float *up, int64_t n);
 
-    /* Pairs (x[i], x[half + i]) turned by the angle with cos[i], sin[i]. */
+    /* Pairs (x[i], x[half + i]) turned by the angle with cos[i], sin[i]; and (x[2i], x[2i + 1]),
+     * the same bits in another place. */
     void (*rope)(float *x, const float *cos, const float *sin, int64_t half);
+    void (*rope_interleaved)(float *x, const float *cos, const float *sin, int64_t half);
 
     float (*max)(const float *x, int64_t n);      /* -Inf for n = 0 */
     int64_t (*argmax)(const float *x, int64_t n); /* lowest index on a tie; n > 0 */

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 
 #include "base/size.h"
-#include "method/method.h"
+#include "method/awq_clip.h"
 #include "method/output_error.h"
 
 enum { N_RATIOS = 21 };
@@ -127,3 +127,26 @@ const nb_method nb_method_awq_clip = {
     .source = "AWQ (arXiv 2306.00978)",
     .run = run_awq_clip,
 };
+
+nb_status nb_awq_clip_block(nb_block_job *job, nb_error *err)
+{
+    const nb_step step = {.method = &nb_method_awq_clip, .word = "awq_clip"};
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        const nb_host_linear *l = &job->block->linear[r];
+        nb_input_stats stats;
+        if (!job->clip_hi[r]) continue;
+        NB_TRY(job->stats(job->stats_user, (nb_role)r, &stats, err));
+        nb_job one = {.name = l->name,
+                      .format = &job->weights[r],
+                      .n_out = l->w.n_out,
+                      .n_in = l->w.n_in,
+                      .w = nb_block_weight(job, (nb_role)r),
+                      .clip_lo = job->clip_lo[r],
+                      .clip_hi = job->clip_hi[r],
+                      .hessian = stats.hessian,
+                      .threads = job->be->threads,
+                      .cpu = job->be->cpu};
+        NB_TRY(nb_job_run(&one, &step, 1, err));
+    }
+    return NB_OK;
+}

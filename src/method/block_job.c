@@ -60,6 +60,21 @@ static nb_status check_clip(const nb_block_job *job, nb_role role, const float *
     return NB_OK;
 }
 
+static nb_status check_offset(const nb_block_job *job, nb_role role, const char *when,
+                              nb_error *err)
+{
+    const nb_host_linear *l = &job->block->linear[role];
+    const float *v = job->offset[role];
+    for (int64_t i = 0; v && i < l->w.n_out * l->w.n_in; i++) {
+        if (v[i] >= -0.5f && v[i] <= 0.5f) continue;
+        return nb_fail(
+            err, NB_ENUMERIC,
+            "%s: the offset of weight [%lld, %lld] %s is %g, expected one from -0.5 to 0.5",
+            l->name, (long long)(i / l->w.n_in), (long long)(i % l->w.n_in), when, (double)v[i]);
+    }
+    return NB_OK;
+}
+
 /* What the family's files have no place for would be lost. */
 static nb_status check_norm(const nb_block_job *job, nb_norm_role role, const char *when,
                             nb_error *err)
@@ -86,6 +101,7 @@ nb_status nb_block_check(const nb_block_job *job, const char *when, nb_error *er
         NB_TRY(check_vector(l->name, "bias", l->bias, l->w.n_out, when, err));
         NB_TRY(check_clip(job, (nb_role)r, job->clip_lo[r], when, err));
         NB_TRY(check_clip(job, (nb_role)r, job->clip_hi[r], when, err));
+        NB_TRY(check_offset(job, (nb_role)r, when, err));
     }
     for (int r = 0; r < NB_N_NORMS; r++) NB_TRY(check_norm(job, (nb_norm_role)r, when, err));
     return NB_OK;

@@ -51,15 +51,16 @@ static const struct {
 
 typedef enum axis { AXIS_PLAIN, AXIS_KV, AXIS_QUERY } axis;
 
-/* Parameter of channel i of an axis: query heads are folded onto their KV head, rotary pairs
- * (i, i + D/2) onto one. */
+/* Parameter of channel i of an axis: query heads are folded onto their KV head, rotary pairs onto
+ * one. */
 static int64_t parameter_of(const nb_config *c, nb_let_pair pair, axis a, int64_t i)
 {
     int64_t D = c->head_dim, d = i % D, head = i / D;
-    if (a == AXIS_PLAIN) return pair == NB_LET_QKT ? d % (D / 2) : i;
+    int64_t couple = c->rope_interleaved ? d / 2 : d % (D / 2);
+    if (a == AXIS_PLAIN) return pair == NB_LET_QKT ? couple : i;
     if (a == AXIS_QUERY) head /= c->n_heads / c->n_kv_heads;
     bool tied = pair == NB_LET_QKT && c->family->rotary;
-    return tied ? head * (D / 2) + d % (D / 2) : head * D + d;
+    return tied ? head * (D / 2) + couple : head * D + d;
 }
 
 static nb_status make_use(nb_let *let, const nb_block_job *job, nb_let_pair pair, bool inverse,

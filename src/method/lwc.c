@@ -23,9 +23,9 @@ static nb_view part(nb_view all, int64_t *off, int64_t rows, int64_t cols)
     return v;
 }
 
-nb_status nb_lwc_create(nb_lwc *lwc, const nb_block_job *job, nb_error *err)
+nb_status nb_lwc_create(nb_lwc *lwc, const nb_block_job *job, bool plain, nb_error *err)
 {
-    *lwc = (nb_lwc){.be = job->be};
+    *lwc = (nb_lwc){.be = job->be, .plain = plain};
     int64_t n = 0;
     for (int r = 0; r < NB_N_ROLES; r++) {
         n += 2 * groups_of(job, (nb_role)r) * job->block->linear[r].w.n_out;
@@ -58,14 +58,37 @@ void nb_lwc_free(nb_lwc *lwc)
 
 /* ---- values ------------------------------------------------------------------------------- */
 
-nb_status nb_lwc_reset(nb_lwc *lwc, float logit, nb_error *err)
+#define PAPER_LOGIT 4.0f
+#define OPEN_LOGIT  100.0f /* a ratio of 1 */
+
+/* Logit of a ratio of the job, or the ratio itself. */
+static float logit_of(const nb_lwc *lwc, float ratio)
+{
+    if (lwc->plain) return ratio;
+    return fminf(logf(ratio / (1 - ratio)), PAPER_LOGIT);
+}
+
+/* host [logits]: from the job's ratios. */
+static void fill_from_job(const nb_lwc *lwc, const nb_block_job *job, float *host)
+{
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        int64_t n = lwc->hi[r].rows * lwc->hi[r].cols;
+        for (int64_t i = 0; lwc->hi[r].buf && i < n; i++) {
+            host[lwc->hi[r].off + i] = logit_of(lwc, job->clip_hi[r][i]);
+            host[lwc->lo[r].off + i] = logit_of(lwc, job->clip_lo[r][i]);
+        }
+    }
+}
+
+nb_status nb_lwc_reset(nb_lwc *lwc, const nb_block_job *job, nb_lwc_start start, nb_error *err)
 {
     int64_t n = lwc->logits.cols;
     float *host = calloc((size_t)n + 1, sizeof *host);
     if (!host) return nb_fail_memory(err, "clip ratios", (size_t)n * sizeof *host);
     lwc->be->ops->upload(lwc->be, lwc->m, host, NB_F32);
     lwc->be->ops->upload(lwc->be, lwc->v, host, NB_F32);
-    for (int64_t i = 0; i < n; i++) host[i] = logit;
+    for (int64_t i = 0; i < n; i++) host[i] = start == NB_LWC_OPEN ? OPEN_LOGIT : PAPER_LOGIT;
+    if (start == NB_LWC_JOB) fill_from_job(lwc, job, host);
     lwc->be->ops->upload(lwc->be, lwc->logits, host, NB_F32);
     free(host);
     return NB_OK;
@@ -73,9 +96,9 @@ nb_status nb_lwc_reset(nb_lwc *lwc, float logit, nb_error *err)
 
 void nb_lwc_save(nb_lwc *lwc) { lwc->be->ops->copy(lwc->be, lwc->best, lwc->logits); }
 
-nb_status nb_lwc_restore(nb_lwc *lwc, nb_error *err)
+nb_status nb_lwc_restore(nb_lwc *lwc, const nb_block_job *job, nb_error *err)
 {
-    NB_TRY(nb_lwc_reset(lwc, 0, err));
+    NB_TRY(nb_lwc_reset(lwc, job, NB_LWC_OPEN, err));
     lwc->be->ops->copy(lwc->be, lwc->logits, lwc->best);
     return NB_OK;
 }
@@ -83,7 +106,7 @@ nb_status nb_lwc_restore(nb_lwc *lwc, nb_error *err)
 static void download_ratios(const nb_lwc *lwc, nb_view logits, float *out)
 {
     lwc->be->ops->download(lwc->be, logits, out, NB_F32);
-    for (int64_t i = 0; i < logits.rows * logits.cols; i++) {
+    for (int64_t i = 0; i < logits.rows * logits.cols && !lwc->plain; i++) {
         out[i] = fmaxf(nb_clip_ratio(out[i]), FLT_MIN); /* a ratio is above 0 */
     }
 }

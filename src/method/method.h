@@ -10,6 +10,7 @@
 
 #include "base/arena.h"
 #include "model/model.h"
+#include "model/states.h"
 
 typedef enum nb_step_kind {
     NB_STEP_TRANSFORM,
@@ -30,6 +31,7 @@ typedef struct nb_job {
     float *w;                 /* [n_out, n_in] fp32 working copy                              */
     const float *importance;  /* [n_in] or NULL: weights of the squared error                 */
     float *clip_lo, *clip_hi; /* [n_out, groups] in (0, 1]: set to 1 before the clip step     */
+    const float *offset;      /* [n_out, n_in] learned by the round step itself, or NULL      */
     const float *hessian;     /* NB_NEED_HESSIAN: [n_in, n_in], its upper triangle            */
     const double *option;     /* of the step at work, in the order of its table               */
     uint8_t *plane[NB_MAX_PLANES]; /* [n_out, row_bytes] each: filled by the round step       */
@@ -54,6 +56,8 @@ enum {
     NB_NEED_RANGE = 2,
     /* Hidden states themselves (nb_block_job.x_source, x_stored): steps that train. */
     NB_NEED_STATES = 4,
+    /* nb_block_job.offset: learned rounding. */
+    NB_NEED_OFFSETS = 16,
 };
 
 /* ---- a whole block ------------------------------------------------------------------------ */
@@ -67,6 +71,13 @@ typedef struct nb_input_stats {
      * each token scaled to a mean square of 1; upper triangle. */
     const float *hessian;
 } nb_input_stats;
+
+/* Where a step that trains keeps its state, so that a run that is killed goes on at its last epoch.
+ */
+typedef struct nb_training {
+    const char *dir; /* of the block's own; made by the first that has something to keep */
+    const char *run; /* checksum of all that the state follows from, but for the block */
+} nb_training;
 
 /* One block on its way: steps that move something between linears and norms (transforms), or that
  * train. They run before the linears' own steps. What a step allocates in the arena and leaves in
@@ -85,6 +96,10 @@ typedef struct nb_block_job {
     /* [n_out, groups] each, all 1 at first; NULL: the linear is absent or not quantized. */
     float *clip_lo[NB_N_ROLES], *clip_hi[NB_N_ROLES];
 
+    /* NB_NEED_OFFSETS: [n_out, n_in] each, 0 at first, in [-1/2, 1/2]: steps of its group by which
+     * the round step moves a weight before rounding it (nb_offset_weight). NULL likewise. */
+    float *offset[NB_N_ROLES];
+
     /* Statistics of the input of `role`, with the source model's hidden states before the block and
      * the block as it stood when this step began, nothing quantized. Valid until the step returns,
      * the Hessian until the next call. The first call may run the calibration windows through the
@@ -94,11 +109,13 @@ typedef struct nb_block_job {
 
     /* NB_NEED_STATES: hidden states before the block, [n_windows * seqlen, C], of the source model
      * and behind everything stored so far; target: the source block's own output on x_source.
-     * A step only reads them. */
+     * A step only reads them, at most `batch` windows at once. */
     int n_windows, seqlen;
-    nb_view x_source, x_stored, target;
-    nb_view rope;      /* [seqlen, D] */
-    int epochs, batch; /* of the recipe */
+    nb_states *x_source, *x_stored, *target;
+    const char *spill; /* directory for states of the step's own; NULL: they stay in memory */
+    const nb_training *training; /* NULL: a killed run begins the block anew */
+    nb_view rope;                /* [seqlen, D] */
+    int epochs, batch;           /* of the recipe */
     int64_t seed;
 
     const double *option; /* of the step at work */
@@ -133,7 +150,8 @@ typedef struct nb_method {
     unsigned (*needs_more)(const struct nb_step *step); /* by its options; NULL: nothing */
     const nb_step_option *options;                      /* at most NB_MAX_OPTIONS; NULL: none */
     const char *source;                                 /* where the mathematics comes from */
-    /* One of the two: on each linear, or on the whole block (transforms, steps that train). */
+    /* One of the two: on each linear, or on the whole block (transforms, steps that train). A round
+     * step that trains has both: first on the block, then on each linear. */
     nb_status (*run)(nb_job *job, nb_error *err);
     nb_status (*run_block)(nb_block_job *job, nb_error *err);
     /* Steps that make low-rank factors: their rank and formats, no planes. NULL: makes none. */
@@ -146,7 +164,7 @@ typedef struct nb_method {
 
 extern const nb_method *const nb_methods[]; /* NULL-terminated, methods.c */
 
-#define NB_MAX_OPTIONS 8
+#define NB_MAX_OPTIONS 12
 #define NB_STEP_WORD   128
 
 /* A method with its options, parsed from a word such as "gptq:act_order:damp=0.05". */

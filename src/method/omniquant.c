@@ -9,9 +9,15 @@
  *   lwc_lr=0.01     rate of the clip logits
  *   let_lr=0.005    rate of scales and shifts
  *   alpha=0.5       start of the scales, as SmoothQuant's
+ *   awq_clip        clips start where the step of that name would leave them, not at sigmoid(4)
+ *   zero_point      gradients of the clips flow through the zero point, too: each end of a range
+ *                   learns on its own, as if step and zero point were learned
+ *   unit_tokens     each token's error relative to the size of the token that is aimed at
  *
  * Shifts are trained where activations are quantized and norms are LayerNorms, whose biases take
  * them up.
+ *
+ * A run that is killed goes on at its last epoch (trainer_state.h).
  *
  * No run gets worse than it began. Loss and gradients of every step are looked at; a step that is
  * not finite is dropped, the best epoch restored, both rates halved. After three such steps the
@@ -23,10 +29,13 @@
 #include <math.h>
 #include <string.h>
 
-#include "method/trainer.h"
+#include "method/awq_clip.h"
+#include "method/trainer_state.h"
 #include "model/family.h"
 
-enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA };
+#define NAME "omniquant"
+
+enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA, AWQ_CLIP, ZERO_POINT, UNIT_TOKENS };
 
 static const nb_step_option options[] = {
     [LWC] = {"lwc", NB_OPTION_FLAG, 0, 0, 1},
@@ -36,6 +45,9 @@ static const nb_step_option options[] = {
     [LWC_LR] = {"lwc_lr", NB_OPTION_REAL, 1e-2, 0, 100},
     [LET_LR] = {"let_lr", NB_OPTION_REAL, 5e-3, 0, 100},
     [ALPHA] = {"alpha", NB_OPTION_REAL, 0.5, 0, 1},
+    [AWQ_CLIP] = {"awq_clip", NB_OPTION_FLAG, 0, 0, 1},
+    [ZERO_POINT] = {"zero_point", NB_OPTION_FLAG, 0, 0, 1},
+    [UNIT_TOKENS] = {"unit_tokens", NB_OPTION_FLAG, 0, 0, 1},
     {0},
 };
 
@@ -51,6 +63,8 @@ typedef struct training {
     nb_block_job *job;
     nb_trainer_options opt;
     nb_trainer t;
+    nb_train_mark at;
+    bool taken_up; /* `at` and the trainer are those of a run that was killed, not yet gone on */
     json_t *report, *epochs, *faults; /* the last two borrowed from the first */
 } training;
 
@@ -88,7 +102,7 @@ static void end_report(training *tr, const char *kept)
     json_object_set_new(tr->report, "steps", json_integer((json_int_t)tr->t.total));
     json_object_set_new(tr->report, "lwc_lr", number(tr->opt.lwc ? tr->opt.lwc_rate : 0));
     json_object_set_new(tr->report, "let_lr", number(tr->opt.let ? tr->opt.let_rate : 0));
-    if (tr->job->report) json_object_set(tr->job->report, "omniquant", tr->report);
+    if (tr->job->report) json_object_set(tr->job->report, NAME, tr->report);
 }
 
 /* ---- training ----------------------------------------------------------------------------- */
@@ -100,37 +114,47 @@ static nb_status reset(training *tr, level l, nb_error *err)
     t->train_let = tr->opt.let && l == LEVEL_ALL;
     t->lwc_rate = tr->opt.lwc_rate;
     t->let_rate = tr->opt.let_rate;
-    bool open = l == LEVEL_MINMAX || !tr->opt.lwc;
-    return nb_trainer_reset(t, open ? NB_LWC_OPEN : NB_LWC_START, l >= LEVEL_LWC, err);
+    nb_lwc_start clips = tr->job->option[AWQ_CLIP] != 0 ? NB_LWC_JOB : NB_LWC_PAPER;
+    if (l == LEVEL_MINMAX || !tr->opt.lwc) clips = NB_LWC_OPEN;
+    return nb_trainer_reset(t, clips, l >= LEVEL_LWC, err);
+}
+
+static nb_status begin_level(training *tr, level l, nb_error *err)
+{
+    json_array_clear(tr->epochs);
+    tr->at = (nb_train_mark){.level = l, .best = INFINITY};
+    NB_TRY(reset(tr, l, err));
+    nb_trainer_save(&tr->t);
+    return NB_OK;
 }
 
 /* The best epoch's state stays in the trainer; *done false: not finite too often. */
 static nb_status train_level(training *tr, level l, bool *done, nb_error *err)
 {
     nb_trainer *t = &tr->t;
-    double best = INFINITY;
-    int faults = 0;
+    nb_train_mark *at = &tr->at;
     *done = false;
-    NB_TRY(reset(tr, l, err));
-    nb_trainer_save(t);
-    for (int epoch = 0; epoch < tr->job->epochs && faults < MAX_FAULTS;) {
+    if (!tr->taken_up) NB_TRY(begin_level(tr, l, err));
+    tr->taken_up = false;
+    while (at->epoch < tr->job->epochs && at->faults < MAX_FAULTS) {
         double loss;
         bool finite;
         NB_TRY(nb_trainer_epoch(t, &loss, &finite, err));
         if (!finite) {
-            report_fault(tr, l, epoch);
+            report_fault(tr, l, at->epoch);
             NB_TRY(nb_trainer_restore(t, err));
             t->lwc_rate /= 2;
             t->let_rate /= 2;
-            faults++;
+            at->faults++;
             continue;
         }
         json_array_append_new(tr->epochs, number(loss));
-        if (loss < best) nb_trainer_save(t);
-        best = fmin(best, loss);
-        epoch++;
+        if (loss < at->best) nb_trainer_save(t);
+        at->best = fmin(at->best, loss);
+        at->epoch++;
+        NB_TRY(nb_trainer_keep(t, NAME, at, tr->report, err));
     }
-    *done = faults < MAX_FAULTS;
+    *done = at->faults < MAX_FAULTS;
     return nb_trainer_restore(t, err);
 }
 
@@ -146,9 +170,8 @@ static nb_status train(training *tr, double *loss, nb_error *err)
 {
     bool done = false;
     *loss = INFINITY;
-    for (int l = LEVEL_ALL; l < LEVEL_MINMAX && !done; l++) {
+    for (int l = tr->at.level; l < LEVEL_MINMAX && !done; l++) {
         if (!is_level(tr, (level)l)) continue;
-        json_array_clear(tr->epochs);
         NB_TRY(train_level(tr, (level)l, &done, err));
     }
     if (!done) return NB_OK;
@@ -171,18 +194,36 @@ static nb_status fail_minmax(const training *tr, double loss, nb_error *err)
                    tr->job->block->layer, loss);
 }
 
-static nb_status choose(training *tr, nb_error *err)
+/* The losses of min-max and of the start into the report, or what a killed run had there. */
+static nb_status take_up(training *tr, nb_error *err)
 {
-    double start, minmax, best;
-    const char *kept = "trained";
+    double start, minmax;
+    NB_TRY(nb_trainer_recall(&tr->t, NAME, &tr->at, tr->report, &tr->taken_up, err));
+    tr->epochs = json_object_get(tr->report, "loss_epochs");
+    tr->faults = json_object_get(tr->report, "fallbacks");
+    if (tr->taken_up) return NB_OK;
     NB_TRY(loss_at(tr, LEVEL_MINMAX, &minmax, err));
     if (!isfinite(minmax)) return fail_minmax(tr, minmax, err);
     NB_TRY(loss_at(tr, LEVEL_ALL, &start, err));
-    NB_TRY(train(tr, &best, err));
     json_object_set_new(tr->report, "loss_minmax", number(minmax));
     json_object_set_new(tr->report, "loss_start", number(start));
+    return NB_OK;
+}
+
+static double reported(const training *tr, const char *key)
+{
+    const json_t *x = json_object_get(tr->report, key);
+    return json_is_number(x) ? json_number_value(x) : INFINITY;
+}
+
+static nb_status choose(training *tr, nb_error *err)
+{
+    double best;
+    const char *kept = "trained";
+    NB_TRY(take_up(tr, err));
+    NB_TRY(train(tr, &best, err));
     json_object_set_new(tr->report, "loss_best", number(best));
-    if (!isfinite(start)) start = INFINITY;
+    double start = reported(tr, "loss_start"), minmax = reported(tr, "loss_minmax");
     if (best > fmin(start, minmax)) {
         bool plain = minmax <= start;
         kept = plain ? "min-max" : "start";
@@ -223,34 +264,16 @@ static void choose_pairs(const nb_block_job *job, nb_trainer_options *opt)
     opt->start.shift = c->family->norm == NB_NORM_LAYER && (acts || job->option[SHIFT] != 0);
 }
 
-/* Linears that share an input share its quantizer in training. */
-static nb_status check_acts(const nb_block_job *job, nb_error *err)
-{
-    for (int r = 0; r < NB_N_ROLES; r++) {
-        if (job->acts[r].tile <= 1) continue;
-        return nb_fail(err, NB_EUSAGE, "step \"omniquant\": acts \"%s\": blocks of several tokens",
-                       job->acts[r].word);
-    }
-    static const nb_role shared[][2] = {{NB_Q, NB_K}, {NB_Q, NB_V}, {NB_UP, NB_GATE}};
-    for (size_t i = 0; i < NB_COUNT(shared); i++) {
-        nb_role a = shared[i][0], b = shared[i][1];
-        bool has = job->block->linear[a].name && job->block->linear[b].name;
-        if (!has || strcmp(job->acts[a].word, job->acts[b].word) == 0) continue;
-        return nb_fail(err, NB_EUSAGE,
-                       "step \"omniquant\": %s and %s share their input, but its formats are "
-                       "\"%s\" and \"%s\"",
-                       nb_role_names[a], nb_role_names[b], job->acts[a].word, job->acts[b].word);
-    }
-    return NB_OK;
-}
-
 static nb_status run_omniquant(nb_block_job *job, nb_error *err)
 {
     const double *o = job->option;
     training tr = {.job = job,
-                   .opt = {.lwc = o[LWC] != 0,
+                   .opt = {.step = "omniquant",
+                           .lwc = o[LWC] != 0,
                            .let = o[LET] != 0,
                            .aug = o[AUG] != 0,
+                           .unit_tokens = o[UNIT_TOKENS] != 0,
+                           .zero_point = o[ZERO_POINT] != 0,
                            .lwc_rate = o[LWC_LR],
                            .let_rate = o[LET_LR],
                            .start = {.alpha = o[ALPHA]}}};
@@ -258,7 +281,11 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
         return nb_fail(err, NB_EUSAGE,
                        "step \"omniquant\": nothing to train; say omniquant:lwc, :let or both");
     }
-    NB_TRY(check_acts(job, err));
+    if (o[AWQ_CLIP] != 0 && !tr.opt.lwc) {
+        return nb_fail(err, NB_EUSAGE,
+                       "step \"omniquant\": awq_clip is a start for lwc, which is not trained");
+    }
+    if (o[AWQ_CLIP] != 0) NB_TRY(nb_awq_clip_block(job, err));
     choose_pairs(job, &tr.opt);
     nb_status st = nb_trainer_create(&tr.t, job, &tr.opt, err);
     if (st == NB_OK) st = begin_report(&tr, err);
@@ -268,10 +295,16 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
     return st;
 }
 
+static unsigned needs_more(const nb_step *step)
+{
+    return step->option[AWQ_CLIP] != 0 ? NB_NEED_HESSIAN : 0;
+}
+
 const nb_method nb_method_omniquant = {
-    .name = "omniquant",
+    .name = NAME,
     .kind = NB_STEP_CLIP,
     .needs = NB_NEED_RANGE | NB_NEED_STATES,
+    .needs_more = needs_more,
     .options = options,
     .source = "OmniQuant (arXiv 2308.13137)",
     .run_block = run_omniquant,

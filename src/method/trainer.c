@@ -71,11 +71,12 @@ static nb_status forward_source(nb_trainer *t, nb_block *block, nb_workspace *ws
 {
     const nb_block_job *job = t->job;
     for (int i = 0; i < job->n_windows; i++) {
-        nb_view y = nb_view_rows(t->own, (int64_t)i * job->seqlen, job->seqlen);
-        job->be->ops->copy(job->be, y,
-                           nb_view_rows(job->x_stored, (int64_t)i * job->seqlen, job->seqlen));
+        nb_view x, y = nb_states_room(t->own, i, 1);
+        NB_TRY(nb_states_load(job->x_stored, i, 1, &x, err));
+        job->be->ops->copy(job->be, y, x);
         nb_block_forward(block, ws, y, kv, job->rope, 0);
         NB_TRY(job->be->ops->sync(job->be, err));
+        NB_TRY(nb_states_store(t->own, i, 1, err));
         NB_TRY(job->tick(job->tick_user));
     }
     return NB_OK;
@@ -91,7 +92,12 @@ static nb_status create_own(nb_trainer *t, nb_error *err)
     nb_status st;
     for (int r = 0; r < NB_N_ROLES; r++) host.linear[r].act = (nb_format){0};
     host.attn = (nb_attn_formats){0};
-    NB_GOTO(st, new_view(t, job->x_stored.rows, job->x_stored.cols, &t->own, err));
+    nb_states_desc states = {.n_windows = job->n_windows,
+                             .seqlen = job->seqlen,
+                             .n_embd = job->cfg->n_embd,
+                             .at_once = t->batch,
+                             .dir = job->spill};
+    NB_GOTO(st, nb_states_create(&t->own, job->be, &states, err));
     NB_GOTO(st, nb_block_create(job->be, job->cfg, &host, &block, err));
     nb_kv_desc d = nb_block_kv(block, job->seqlen);
     NB_GOTO(st, job->be->ops->kv_create(job->be, &d, &kv, err));
@@ -109,10 +115,10 @@ static void receive_weight(void *user, nb_role role, nb_view dw);
 static nb_status create(nb_trainer *t, const nb_trainer_options *opt, nb_error *err)
 {
     nb_block_job *job = t->job;
-    int64_t rows = (int64_t)t->batch * job->seqlen, C = job->cfg->n_embd;
+    int64_t rows = (int64_t)t->at_once * job->seqlen, C = job->cfg->n_embd;
     nb_train_desc d = {.cfg = job->cfg,
                        .layer = job->block->layer,
-                       .batch = t->batch,
+                       .batch = t->at_once,
                        .seqlen = job->seqlen,
                        .acts = job->acts,
                        .attn = job->attn,
@@ -120,7 +126,8 @@ static nb_status create(nb_trainer *t, const nb_trainer_options *opt, nb_error *
                        .rope = job->rope};
     if (opt->aug) NB_TRY(create_own(t, err));
     NB_TRY(nb_let_create(&t->let, job, &opt->start, err));
-    NB_TRY(nb_lwc_create(&t->lwc, job, err));
+    NB_TRY(nb_lwc_create(&t->lwc, job, opt->rounding, err));
+    if (opt->rounding) NB_TRY(nb_rounding_create(&t->rounding, job, err));
     for (int r = 0; r < NB_N_ROLES; r++) NB_TRY(create_linear(t, (nb_role)r, err));
     for (int r = 0; r < NB_N_NORMS; r++) NB_TRY(create_norm(t, (nb_norm_role)r, err));
     NB_TRY(new_view(t, rows, C, &t->dy, err));
@@ -136,11 +143,37 @@ static nb_status create(nb_trainer *t, const nb_trainer_options *opt, nb_error *
     return job->be->ops->sync(job->be, err);
 }
 
+/* Linears that share an input share its quantizer in training. */
+static nb_status check_acts(const nb_block_job *job, const char *step, nb_error *err)
+{
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        if (job->acts[r].tile <= 1) continue;
+        return nb_fail(err, NB_EUSAGE, "step \"%s\": acts \"%s\": blocks of several tokens", step,
+                       job->acts[r].word);
+    }
+    static const nb_role shared[][2] = {{NB_Q, NB_K}, {NB_Q, NB_V}, {NB_UP, NB_GATE}};
+    for (size_t i = 0; i < NB_COUNT(shared); i++) {
+        nb_role a = shared[i][0], b = shared[i][1];
+        bool has = job->block->linear[a].name && job->block->linear[b].name;
+        if (!has || strcmp(job->acts[a].word, job->acts[b].word) == 0) continue;
+        return nb_fail(err, NB_EUSAGE,
+                       "step \"%s\": %s and %s share their input, but its formats are \"%s\" and "
+                       "\"%s\"",
+                       step, nb_role_names[a], nb_role_names[b], job->acts[a].word,
+                       job->acts[b].word);
+    }
+    return NB_OK;
+}
+
+static int clamp_windows(int n, int most) { return n < 1 ? 1 : n < most ? n : most; }
+
 nb_status nb_trainer_create(nb_trainer *t, nb_block_job *job, const nb_trainer_options *opt,
                             nb_error *err)
 {
-    int batch = job->batch < job->n_windows ? job->batch : job->n_windows;
-    *t = (nb_trainer){.job = job, .batch = batch > 0 ? batch : 1};
+    *t = (nb_trainer){.job = job, .unit_tokens = opt->unit_tokens, .zero_point = opt->zero_point};
+    NB_TRY(check_acts(job, opt->step, err));
+    t->batch = clamp_windows(opt->batch ? opt->batch : job->batch, job->n_windows);
+    t->at_once = opt->rounding ? clamp_windows(job->batch, t->batch) : t->batch;
     nb_status st = create(t, opt, err);
     if (st != NB_OK) nb_trainer_free(t);
     return st;
@@ -151,6 +184,9 @@ void nb_trainer_free(nb_trainer *t)
     for (int i = 0; i < t->n_bufs; i++) t->job->be->ops->buffer_free(t->job->be, t->buf[i]);
     nb_block_train_free(t->block);
     nb_lwc_free(&t->lwc);
+    nb_rounding_free(&t->rounding);
+    nb_states_free(t->own);
+    t->own = NULL;
     t->n_bufs = 0;
     t->block = NULL;
 }
@@ -177,7 +213,7 @@ static void reset_optimizer(nb_trainer *t)
     t->step = 0;
 }
 
-nb_status nb_trainer_reset(nb_trainer *t, float logit, bool plain, nb_error *err)
+nb_status nb_trainer_reset(nb_trainer *t, nb_lwc_start clips, bool plain, nb_error *err)
 {
     reset_optimizer(t);
     if (plain) {
@@ -185,20 +221,23 @@ nb_status nb_trainer_reset(nb_trainer *t, float logit, bool plain, nb_error *err
     } else {
         copy_doubles(t->let.param, t->let_start, t->let.n);
     }
-    return nb_lwc_reset(&t->lwc, logit, err);
+    NB_TRY(nb_rounding_reset(&t->rounding, t->job, err));
+    return nb_lwc_reset(&t->lwc, t->job, clips, err);
 }
 
 void nb_trainer_save(nb_trainer *t)
 {
     copy_doubles(t->let_best, t->let.param, t->let.n);
     nb_lwc_save(&t->lwc);
+    nb_rounding_save(&t->rounding);
 }
 
 nb_status nb_trainer_restore(nb_trainer *t, nb_error *err)
 {
     reset_optimizer(t);
     copy_doubles(t->let.param, t->let_best, t->let.n);
-    return nb_lwc_restore(&t->lwc, err);
+    nb_rounding_restore(&t->rounding);
+    return nb_lwc_restore(&t->lwc, t->job, err);
 }
 
 /* ---- one step ----------------------------------------------------------------------------- */
@@ -211,8 +250,13 @@ static void forward_parameters(nb_trainer *t)
     for (int i = 0; i < t->up.n; i++) be->ops->upload(be, t->up.view[i], t->up.host[i], NB_F64);
     for (int r = 0; r < NB_N_ROLES; r++) {
         if (!t->weight[r].buf) continue;
-        be->ops->clip_forward(be, t->params.w[r], t->weight[r], t->row[r], t->col[r], t->lwc.hi[r],
-                              t->lwc.lo[r], &t->job->weights[r]);
+        if (t->rounding.v[r].buf) {
+            be->ops->round_forward(be, t->params.w[r], t->weight[r], t->rounding.v[r], t->lwc.hi[r],
+                                   t->lwc.lo[r], &t->job->weights[r]);
+        } else {
+            be->ops->clip_forward(be, t->params.w[r], t->weight[r], t->row[r], t->col[r],
+                                  t->lwc.hi[r], t->lwc.lo[r], &t->job->weights[r]);
+        }
     }
 }
 
@@ -221,40 +265,60 @@ static void receive_weight(void *user, nb_role r, nb_view dw)
 {
     nb_trainer *t = user;
     nb_backend *be = t->job->be;
+    if (t->rounding.v[r].buf) {
+        nb_rounding_receive(&t->rounding, r, dw, !t->adding);
+        return;
+    }
     be->ops->clip_backward(be, t->lwc.dhi[r], t->lwc.dlo[r], t->dcol[r], dw, t->weight[r],
-                           t->row[r], t->col[r], t->lwc.hi[r], t->lwc.lo[r], &t->job->weights[r]);
+                           t->row[r], t->col[r], t->lwc.hi[r], t->lwc.lo[r], t->zero_point,
+                           &t->job->weights[r]);
 }
 
-/* Windows w0 .. of one batch; *loss: their mean squared errors, dy: the gradient. */
-static nb_status forward_batch(nb_trainer *t, int w0, int n, double *loss, nb_error *err)
+/* What the weights' gradients, added up, mean for offsets and clips. */
+static void differentiate_rounding(nb_trainer *t)
+{
+    nb_backend *be = t->job->be;
+    const nb_rounding *g = &t->rounding;
+    for (int r = 0; r < NB_N_ROLES; r++) {
+        if (!g->v[r].buf) continue;
+        be->ops->round_backward(be, g->dv[r], t->lwc.dhi[r], t->lwc.dlo[r], g->dv[r], t->weight[r],
+                                g->v[r], t->lwc.hi[r], t->lwc.lo[r], t->zero_point,
+                                &t->job->weights[r]);
+    }
+}
+
+/* Windows w0 .. w0 + n of a step of `of` windows; *loss: their part of its mean squared error, dy:
+ * the gradient. */
+static nb_status forward_windows(nb_trainer *t, int w0, int n, int of, double *loss, nb_error *err)
 {
     const nb_block_job *job = t->job;
     const nb_ops *op = job->be->ops;
-    int64_t row = (int64_t)w0 * job->seqlen, rows = (int64_t)n * job->seqlen;
-    nb_view y =
-        nb_block_train_forward(t->block, &t->params, nb_view_rows(job->x_stored, row, rows));
-    nb_view dy = nb_view_rows(t->dy, 0, rows);
-    double count = (double)rows * (double)y.cols;
-    *loss =
-        op->mse_backward(job->be, dy, y, nb_view_rows(job->target, row, rows), 2 / count, false);
-    if (t->own.buf) {
-        *loss += op->mse_backward(job->be, dy, y, nb_view_rows(t->own, row, rows), 2 / count, true);
+    nb_view x, want, dy = nb_view_rows(t->dy, 0, (int64_t)n * job->seqlen);
+    NB_TRY(nb_states_load(job->x_stored, w0, n, &x, err));
+    NB_TRY(nb_states_load(job->target, w0, n, &want, err));
+    nb_view y = nb_block_train_forward(t->block, &t->params, x);
+    double count = (double)of * job->seqlen * (double)y.cols;
+    *loss = op->mse_backward(job->be, dy, y, want, t->unit_tokens, 2 / count, false);
+    if (t->own) {
+        NB_TRY(nb_states_load(t->own, w0, n, &want, err));
+        *loss += op->mse_backward(job->be, dy, y, want, t->unit_tokens, 2 / count, true);
     }
     *loss /= count;
     return op->sync(job->be, err);
 }
 
-static nb_status tick(const nb_block_job *job, int n)
+nb_status nb_trainer_tick(const nb_block_job *job, int n)
 {
     nb_status st = NB_OK;
     for (int i = 0; i < n && st == NB_OK; i++) st = job->tick(job->tick_user);
     return st;
 }
 
-static int batch_at(const nb_trainer *t, int w0)
+/* Windows from w0, at most n of them. */
+static int windows_at(const nb_trainer *t, int w0, int n)
 {
     int left = t->job->n_windows - w0;
-    return left < t->batch ? left : t->batch;
+    return left < n ? left : n;
 }
 
 nb_status nb_trainer_loss(nb_trainer *t, double *loss, nb_error *err)
@@ -262,9 +326,9 @@ nb_status nb_trainer_loss(nb_trainer *t, double *loss, nb_error *err)
     double sum = 0, one;
     forward_parameters(t);
     for (int w = 0, n; w < t->job->n_windows; w += n) {
-        n = batch_at(t, w);
-        NB_TRY(forward_batch(t, w, n, &one, err));
-        NB_TRY(tick(t->job, n));
+        n = windows_at(t, w, t->at_once);
+        NB_TRY(forward_windows(t, w, n, n, &one, err));
+        NB_TRY(nb_trainer_tick(t->job, n));
         sum += one * n;
     }
     *loss = sum / t->job->n_windows;
@@ -317,17 +381,33 @@ static void update(nb_trainer *t)
     if (t->train_let) nb_let_update(&t->let, t->let_rate, t->step);
 }
 
+/* Forward and backward of a step, as many windows at a time as the buffers hold. */
+static nb_status pass_windows(nb_trainer *t, int w0, int n, double *loss, nb_error *err)
+{
+    double part;
+    *loss = 0;
+    for (int w = w0, m; w < w0 + n; w += m) {
+        m = clamp_windows(t->at_once, w0 + n - w);
+        NB_TRY(forward_windows(t, w, m, n, &part, err));
+        *loss += part;
+        if (!isfinite(*loss)) return NB_OK;
+        t->adding = w > w0;
+        nb_block_train_backward(t->block, &t->params,
+                                nb_view_rows(t->dy, 0, (int64_t)m * t->job->seqlen), &t->grads);
+    }
+    return NB_OK;
+}
+
 nb_status nb_trainer_gradient(nb_trainer *t, int w0, int n, double *loss, bool *finite,
                               nb_error *err)
 {
     nb_backend *be = t->job->be;
     forward_parameters(t);
-    NB_TRY(forward_batch(t, w0, n, loss, err));
+    NB_TRY(pass_windows(t, w0, n, loss, err));
     *finite = isfinite(*loss);
     if (!*finite) snprintf(t->fault, sizeof t->fault, "loss of blk.%d", t->job->block->layer);
     if (!*finite) return NB_OK;
-    nb_block_train_backward(t->block, &t->params,
-                            nb_view_rows(t->dy, 0, (int64_t)n * t->job->seqlen), &t->grads);
+    differentiate_rounding(t);
     for (int i = 0; i < t->down.n; i++) {
         be->ops->download(be, t->down.view[i], t->down.host[i], NB_F64);
     }
@@ -342,11 +422,11 @@ nb_status nb_trainer_epoch(nb_trainer *t, double *loss, bool *finite, nb_error *
 {
     double sum = 0, one;
     for (int w = 0, n; w < t->job->n_windows; w += n) {
-        n = batch_at(t, w);
+        n = windows_at(t, w, t->batch);
         NB_TRY(nb_trainer_gradient(t, w, n, &one, finite, err));
         if (!*finite) return NB_OK;
         update(t);
-        NB_TRY(tick(t->job, n));
+        NB_TRY(nb_trainer_tick(t->job, n));
         sum += one * n;
     }
     *loss = sum / t->job->n_windows;

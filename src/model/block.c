@@ -182,8 +182,8 @@ static void attention(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a,
     norm_heads(b, NB_NORM_K, k, c->n_kv_heads);
     if (c->family->rotary) {
         nb_view table = nb_view_rows(rope, pos0, T);
-        op->rope_forward(b->be, q, c->n_heads, table);
-        op->rope_forward(b->be, k, c->n_kv_heads, table);
+        op->rope_forward(b->be, q, c->n_heads, table, c->rope_interleaved);
+        op->rope_forward(b->be, k, c->n_kv_heads, table, c->rope_interleaved);
     }
     if (b->rotation.qk) {
         op->hadamard_forward(b->be, q, b->rotation.qk);

@@ -198,7 +198,8 @@ static void rotate(const nb_block_train *b, nb_view x, int n_heads, bool back)
     if (!b->cfg.family->rotary) return;
     for (int64_t t = 0; t < x.rows; t += b->seqlen) {
         nb_view one = nb_view_rows(x, t, b->seqlen);
-        (back ? op->rope_backward : op->rope_forward)(b->be, one, n_heads, b->rope);
+        (back ? op->rope_backward : op->rope_forward)(b->be, one, n_heads, b->rope,
+                                                      b->cfg.rope_interleaved);
     }
 }
 

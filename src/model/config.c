@@ -90,6 +90,7 @@ static nb_act_kind read_act(reader *r, const nb_family *f)
 /* `rope_scaling` (with `rope_theta` beside it) until 2025, then both in `rope_parameters`. */
 static void read_rope(reader *r, nb_config *c)
 {
+    c->rope_interleaved = read_bool(r, NB_KEY_INTERLEAVED, false);
     c->rope_theta = read_float(r, "rope_theta", 10000.0f);
     const json_t *v = get(r, "rope_parameters");
     if (!v) v = get(r, "rope_scaling");

@@ -34,6 +34,7 @@ nb_status nb_config_write_json(const nb_config *c, int bos, int eos, char **json
     set(o, "rms_norm_eps", json_real((double)c->norm_eps));
     set(o, "rope_theta", json_real((double)c->rope_theta));
     set(o, "rope_scaling", c->rope_scaling == NB_ROPE_NONE ? json_null() : rope_scaling(c));
+    if (c->rope_interleaved) set(o, NB_KEY_INTERLEAVED, json_true());
     set(o, "hidden_act", json_string("silu"));
     set(o, "tie_word_embeddings", json_boolean(c->tied));
     set(o, "attention_bias", json_boolean(c->qkv_bias && !c->family->qkv_bias));

@@ -41,6 +41,9 @@ extern const char *const nb_gguf_norms[NB_N_NORMS];
 #define NB_GGUF_HEAD         "output"
 #define NB_GGUF_ROPE_FACTORS "rope_freqs.weight"
 
+/* Of config.json: rotary pairs are interleaved; Hugging Face's word for it (DeepSeek-V3). */
+#define NB_KEY_INTERLEAVED "rope_interleave"
+
 const nb_family *nb_family_by_model_type(const char *model_type); /* NULL: unknown */
 const nb_family *nb_family_by_gguf(const char *architecture);
 /* "llama, mistral, ...": for messages. */

@@ -28,6 +28,7 @@ typedef struct nb_config {
     int window;        /* sliding attention window in tokens; 0: none                         */
     int window_layers; /* the first N layers see everything (Qwen2 max_window_layers)         */
     /* rotary positions */
+    bool rope_interleaved; /* pairs of channels (2i, 2i + 1) of a head, not (i, i + D/2)      */
     float rope_theta;
     nb_rope_scaling rope_scaling;
     float rope_factor, rope_low_freq, rope_high_freq; /* llama3: low/high_freq_factor         */
@@ -106,6 +107,11 @@ nb_status nb_source_open(nb_source **out, const char *path, nb_error *err);
 nb_status nb_source_open_part(nb_source **out, const char *path, const nb_source *original,
                               const struct json_t *quantization, nb_error *err);
 void nb_source_close(nb_source *s);
+/* Hands out Q, K, their biases and their norms over heads with rotary pairs interleaved or in
+ * halves, whatever the file has, and says so in the configuration. The model computes the same;
+ * what shares a block of a quantized query or key differs. Not for a directory that nibble wrote.
+ * NB_EUSAGE: the family has no rotary positions. */
+nb_status nb_source_set_rope(nb_source *s, bool interleaved, nb_error *err);
 const nb_config *nb_source_config(const nb_source *s);
 const nb_checkpoint *nb_source_checkpoint(const nb_source *s);
 /* True for a directory that nibble wrote. */

@@ -1,4 +1,5 @@
 /* A checkpoint read through its family: opening, and what it says about itself. */
+#include <assert.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -210,6 +211,13 @@ static nb_status read_config(nb_source *s, nb_error *err)
     return st == NB_OK ? st : nb_wrap(err, st, "%s/config.json", nb_checkpoint_dir(s->ckpt));
 }
 
+/* Of llama's GGUF files the configuration says what they are turned into. */
+static bool is_interleaved(const nb_source *s)
+{
+    if (nb_checkpoint_container(s->ckpt) == NB_GGUF) return s->cfg.family->gguf_paired_rope;
+    return s->cfg.rope_interleaved;
+}
+
 /* ---- life ------------------------------------------------------------------------------- */
 
 nb_status nb_source_open(nb_source **out, const char *path, nb_error *err)
@@ -222,6 +230,7 @@ nb_status nb_source_open(nb_source **out, const char *path, nb_error *err)
     if (st == NB_OK) st = nb_config_from_checkpoint(&s->cfg, s->ckpt, err);
     if (st == NB_OK) st = read_config(s, err);
     if (st == NB_OK) st = nb_source_resolve(s, err);
+    if (st == NB_OK) s->interleaved = is_interleaved(s);
     if (st != NB_OK) {
         nb_source_close(s);
         return st;
@@ -238,6 +247,7 @@ nb_status nb_source_open_part(nb_source **out, const char *path, const nb_source
     if (!s) return nb_fail_memory(err, "source", sizeof *s);
     s->source_bytes = -1;
     s->cfg = original->cfg;
+    s->interleaved = s->cfg.rope_interleaved;
     nb_status st = nb_checkpoint_open(&s->ckpt, path, err);
     if (st == NB_OK) st = read_quantization(s, quantization, err);
     if (st != NB_OK) {
@@ -257,6 +267,17 @@ void nb_source_close(nb_source *s)
     json_decref(s->biases);
     json_decref(s->recipe);
     free(s);
+}
+
+nb_status nb_source_set_rope(nb_source *s, bool interleaved, nb_error *err)
+{
+    assert(!nb_source_is_quantized(s));
+    if (!s->cfg.family->rotary) {
+        return nb_fail(err, NB_EUSAGE, "rope: models of the family %s have no rotary positions",
+                       s->cfg.family->name);
+    }
+    s->cfg.rope_interleaved = interleaved;
+    return NB_OK;
 }
 
 const nb_config *nb_source_config(const nb_source *s) { return &s->cfg; }
@@ -308,15 +329,27 @@ nb_status nb_source_tokenizer(const nb_source *s, nb_tokenizer **out, nb_error *
     return nb_checkpoint_tokenizer(s->ckpt, out, err);
 }
 
+/* The source's own text; with another order of rotary pairs where that was asked for. */
+static nb_status own_config_json(const nb_source *s, char **json, nb_error *err)
+{
+    size_t n;
+    const char *text = nb_checkpoint_config(s->ckpt, &n);
+    if (s->cfg.rope_interleaved == s->interleaved) {
+        *json = strndup(text, n);
+    } else {
+        json_t *root = json_loadb(text, n, 0, NULL), *value = json_boolean(s->cfg.rope_interleaved);
+        if (json_object_set_new(root, NB_KEY_INTERLEAVED, value) == 0) {
+            *json = json_dumps(root, JSON_INDENT(2));
+        }
+        json_decref(root);
+    }
+    return *json ? NB_OK : nb_fail_memory(err, "config.json", n);
+}
+
 nb_status nb_source_config_json(const nb_source *s, char **json, nb_error *err)
 {
     *json = NULL;
-    if (nb_checkpoint_container(s->ckpt) != NB_GGUF) {
-        size_t n;
-        const char *text = nb_checkpoint_config(s->ckpt, &n);
-        *json = strndup(text, n);
-        return *json ? NB_OK : nb_fail_memory(err, "config.json", n);
-    }
+    if (nb_checkpoint_container(s->ckpt) != NB_GGUF) return own_config_json(s, json, err);
     int64_t bos = -1, eos = -1;
     nb_meta_int(nb_checkpoint_meta(s->ckpt, "tokenizer.ggml.bos_token_id"), &bos);
     nb_meta_int(nb_checkpoint_meta(s->ckpt, "tokenizer.ggml.eos_token_id"), &eos);

@@ -14,6 +14,7 @@ struct nb_source {
     nb_format act;        /* of a quantized linear's input */
     nb_attn_formats attn; /* of every block */
     nb_lorc lorc;         /* rank and formats of every quantized linear's inside the blocks */
+    bool interleaved;     /* order of rotary pairs in the file; in blocks: cfg.rope_interleaved */
     bool short_prefix;    /* names without the leading "model." (early OPT files) */
     int64_t source_bytes;
 

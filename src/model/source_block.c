@@ -1,5 +1,5 @@
 /* Host weights of one block, or of the ends, under Hugging Face names: shapes checked against the
- * configuration, GGUF's row order of Q and K undone. */
+ * configuration, rows of Q and K in the order of rotary pairs that the configuration has. */
 #include <stdio.h>
 #include <string.h>
 
@@ -152,34 +152,52 @@ static nb_status load_plain(const loader *l, const char *module, const char *ggu
     return NB_OK;
 }
 
-/* GGUF keeps the two channels of a rotary pair in adjacent rows; Hugging Face keeps them half a
- * head apart. Row h*D + j*D/2 + i here is row h*D + 2*i + j there. */
-static nb_status unpair_rows(const loader *l, const char *name, int head_dim, const void *src,
-                             int64_t n_rows, int64_t row_bytes, const void **out)
+/* ---- order of rotary pairs ---------------------------------------------------------------- */
+
+/* Channel d of a head, as the configuration counts them, is this one of the file. Of pair i, the
+ * halves keep element j at j*D/2 + i (Hugging Face), the interleaved order at 2*i + j (GGUF). */
+static int64_t channel_in_file(const nb_source *s, int64_t d)
 {
+    int64_t half = s->cfg.head_dim / 2;
+    if (s->interleaved == s->cfg.rope_interleaved) return d;
+    return s->interleaved ? 2 * (d % half) + d / half : d % 2 * half + d / 2;
+}
+
+/* *rows [n_rows] of row_bytes each, whole heads: in the order of the configuration. */
+static nb_status order_rows(const loader *l, const char *name, int64_t n_rows, int64_t row_bytes,
+                            const void **rows)
+{
+    int64_t D = l->s->cfg.head_dim;
+    const uint8_t *src = *rows;
+    if (!src || l->s->interleaved == l->s->cfg.rope_interleaved) return NB_OK;
     uint8_t *dst = nb_arena_alloc(l->arena, (size_t)n_rows, (size_t)row_bytes);
     if (!dst) return out_of_memory(l, name);
-    int64_t half = head_dim / 2;
     for (int64_t r = 0; r < n_rows; r++) {
-        int64_t h = r / head_dim, j = r % head_dim / half, i = r % half;
-        int64_t from = h * head_dim + 2 * i + j;
-        memcpy(dst + r * row_bytes, (const uint8_t *)src + from * row_bytes, (size_t)row_bytes);
+        int64_t from = r / D * D + channel_in_file(l->s, r % D);
+        memcpy(dst + r * row_bytes, src + from * row_bytes, (size_t)row_bytes);
     }
-    *out = dst;
+    *rows = dst;
     return NB_OK;
 }
 
-static nb_status unpair_linear(const loader *l, nb_host_linear *lin)
+static nb_status order_linear(const loader *l, nb_host_linear *lin)
 {
-    int d = l->s->cfg.head_dim;
-    const void *p = lin->w.plane[0];
-    NB_TRY(unpair_rows(l, lin->name, d, p, lin->w.n_out,
-                       nb_format_row_bytes(&lin->w.format, lin->w.n_in), &p));
-    lin->w.plane[0] = p;
-    if (!lin->bias) return NB_OK;
-    p = lin->bias;
-    NB_TRY(unpair_rows(l, lin->name, d, p, lin->w.n_out, sizeof(float), &p));
-    lin->bias = p;
+    const void *weight = lin->w.plane[0], *bias = lin->bias;
+    int64_t row_bytes = nb_format_row_bytes(&lin->w.format, lin->w.n_in);
+    NB_TRY(order_rows(l, lin->name, lin->w.n_out, row_bytes, &weight));
+    NB_TRY(order_rows(l, lin->name, lin->w.n_out, sizeof(float), &bias));
+    lin->w.plane[0] = weight;
+    lin->bias = bias;
+    return NB_OK;
+}
+
+static nb_status order_norm(const loader *l, nb_host_norm *norm)
+{
+    const void *weight = norm->weight, *bias = norm->bias;
+    NB_TRY(order_rows(l, norm->name, norm->n, sizeof(float), &weight));
+    NB_TRY(order_rows(l, norm->name, norm->n, sizeof(float), &bias));
+    norm->weight = weight;
+    norm->bias = bias;
     return NB_OK;
 }
 
@@ -268,8 +286,7 @@ static nb_status load_role(const loader *l, int role, nb_host_linear *out)
     NB_TRY(load_linear(l, f->linear[role], nb_gguf_linear[role], n_out, n_in, bias, out));
     out->act = nb_source_act(l->s, out->name, nb_format_is_quantized(&out->w.format));
     if (nb_format_is_quantized(&out->w.format)) NB_TRY(load_lorc(l, out));
-    bool paired = f->gguf_paired_rope && nb_checkpoint_container(l->s->ckpt) == NB_GGUF;
-    return paired && (role == NB_Q || role == NB_K) ? unpair_linear(l, out) : NB_OK;
+    return role == NB_Q || role == NB_K ? order_linear(l, out) : NB_OK;
 }
 
 nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_host_block *out,
@@ -284,6 +301,7 @@ nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_hos
         if (!c->family->norms[r] || (head && !c->family->qk_norm)) continue;
         NB_TRY(load_norm(&l, c->family->norms[r], nb_gguf_norms[r], head ? c->head_dim : c->n_embd,
                          &out->norm[r]));
+        if (head) NB_TRY(order_norm(&l, &out->norm[r]));
     }
     if (s->fold_threads == 0) return NB_OK;
     return nb_host_block_rotate(out, s->rotation.stream, arena, s->fold_threads, s->fold_cpu, err);

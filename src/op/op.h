@@ -88,6 +88,7 @@ void nb_lorc_add(const nb_lorc *l, const float *a, const float *b, int64_t row, 
 
 typedef struct nb_ops {
     const char *name;
+    nb_dtype real; /* of its buffers, NB_F32 or NB_F64: moved as this, nothing is rounded */
 
     /* -- life -- */
     nb_status (*create)(nb_backend *be, nb_error *err); /* fills be->state */
@@ -131,9 +132,10 @@ typedef struct nb_ops {
     void (*gram_forward)(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit);
     /* Each row of x normalised: RMS x/sqrt(mean x^2 + eps) or LayerNorm; out may be x. */
     void (*norm_forward)(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);
-    /* Rotates x [T, heads*D] in place, half-split pairs (i, i + R/2) of each head's first R
-     * channels. table [T, R]: cos of the R/2 angles, then sin, of these rows' positions. */
-    void (*rope_forward)(nb_backend *be, nb_view x, int n_heads, nb_view table);
+    /* Rotates x [T, heads*D] in place: of each head's first R channels the pairs (i, i + R/2), or,
+     * interleaved, (2i, 2i + 1). table [T, R]: cos of the R/2 angles, then sin, of these rows'
+     * positions. */
+    void (*rope_forward)(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved);
     /* out [T, H*D] = softmax(scale q k^T + mask) v per head; q [T, H*D], k and v [S, K*D] with
      * S = pos0 + T; query head h reads KV head h / (H/K). */
     void (*attention_forward)(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
@@ -167,7 +169,7 @@ typedef struct nb_ops {
     void (*norm_backward)(nb_backend *be, nb_view dx, nb_view dy, nb_view x, const nb_norm *norm,
                           bool add);
     /* Turns back what rope_forward turned: x is a gradient. */
-    void (*rope_backward)(nb_backend *be, nb_view x, int n_heads, nb_view table);
+    void (*rope_backward)(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved);
     /* attention_forward, and lse [T, H] = log sum exp of the scaled scores; pos0 = 0. */
     void (*attention_train)(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
                             nb_view v, const nb_attention *a);
@@ -195,18 +197,33 @@ typedef struct nb_ops {
     void (*clip_forward)(nb_backend *be, nb_view out, nb_view w, nb_view row, nb_view col,
                          nb_view u, nb_view l, const nb_format *fmt);
     /* du, dl [N, groups] from g [N, M], the gradient of out; colsum [1, M] = sum over i of
-     * dw'[i,j] w'[i,j] (C of section 7.4), buf NULL: not wanted. du, dl may be u, l; for a plain
-     * fmt, or none, they stay as they are. */
+     * dw'[i,j] w'[i,j] (C of section 7.4), buf NULL: not wanted. zero: the zero point learns, too.
+     * du, dl may be u, l; for a plain fmt, or none, they stay as they are. */
     void (*clip_backward)(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
-                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
+                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l, bool zero,
                           const nb_format *fmt);
 
-    /* dy = scale (y - target) (+ dy); returns sum (y - target)^2. Waits. dy may be y. */
-    double (*mse_backward)(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
-                           bool add);
+    /* out [N, M] = w as it will be stored with learned rounding: fitted with its range shrunk to
+     * [lo min, hi max] per group, moved by v steps of its group (nb_offset_weight), encoded,
+     * decoded. v [N, M]; hi, lo [N, groups] in (0, 1]; a quantized fmt. */
+    void (*round_forward)(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_view hi, nb_view lo,
+                          const nb_format *fmt);
+    /* dv [N, M], dhi, dlo [N, groups] from g [N, M], the gradient of out, straight through the
+     * rounding; zero as above. dv may be g. */
+    void (*round_backward)(nb_backend *be, nb_view dv, nb_view dhi, nb_view dlo, nb_view g,
+                           nb_view w, nb_view v, nb_view hi, nb_view lo, bool zero,
+                           const nb_format *fmt);
+
+    /* dy = scale weight (y - target) (+ dy); returns sum weight (y - target)^2. Waits. dy may be y.
+     * weight of a token (row): 1 or, unit, 1 / mean square of its target, which makes the sum one
+     * of relative errors; of a target that is zero 1. */
+    double (*mse_backward)(nb_backend *be, nb_view dy, nb_view y, nb_view target, bool unit,
+                           double scale, bool add);
     /* One step of Adam without weight decay, t from 1; m and v are the moments, zero at first. */
     void (*adamw_step)(nb_backend *be, nb_view param, nb_view grad, nb_view m, nb_view v, double lr,
                        double beta1, double beta2, double eps, int64_t t);
+    /* param = param - lr sign(grad), within [lo, hi]; the sign of 0 and of NaN is 0. */
+    void (*sign_step)(nb_backend *be, nb_view param, nb_view grad, double lr, double lo, double hi);
 } nb_ops;
 
 /* Common head of every backend; `state` is the backend's own. */

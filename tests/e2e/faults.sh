@@ -102,6 +102,17 @@ done
 for shard in "$scratch"/d/*.safetensors; do truncate -s -100 "$shard"; done
 expect 3 "a truncated file" "$NIBBLE" inspect "$scratch/d"
 
+# ---- a full disk --------------------------------------------------------------------------------
+training=("$NIBBLE" quantize "$model" -o "$scratch/full" --weights int4:g16 --method
+    omniquant:lwc,nearest --epochs 1 --calib LICENSE --samples 8 --seqlen 32)
+expect 0 "what fits" "${training[@]}" --dry-run --json
+training+=(--memory $(($(grep -oP '"estimated_memory": \K[0-9]+' <<<"$out") - 1)))
+small_files() { (trap '' XFSZ && ulimit -f 4 && "$@"); }
+expect 4 "no room for hidden states" small_files "${training[@]}"
+contains "no room for hidden states: message" "full.partial/scratch.tmp: cannot make room" "$err"
+same "no room for hidden states: nothing of them is left" journal.jsonl "$(ls "$scratch/full.partial")"
+expect 0 "and goes on when there is" "${training[@]}" --resume
+
 # ---- the cache ----------------------------------------------------------------------------------
 expect 2 "a cache that is too small" "$NIBBLE" generate "$model" -p "the thing" -n 24 --ctx 8
 contains "a cache that is too small: message" "context of 8" "$err"

@@ -41,6 +41,8 @@ done
 check bf16 tests/golden/llama-text --weights bf16
 check mse tests/golden/llama-text --weights int4:g24 --method mse,nearest
 check gguf tests/golden/gguf-llama/model.gguf --weights int3:g128
+check "gguf interleaved" tests/golden/gguf-llama/model.gguf --weights int3:g128 --rope interleaved
+check "only interleaved" tests/golden/qwen3 --weights f16 --rope interleaved
 printf 'weights: int4:g16\nembedding: int8:g8\n' >"$scratch/r.yaml"
 check recipe tests/golden/llama-text --recipe "$scratch/r.yaml"
 cat >"$scratch/r.yaml" <<'EOF'
@@ -61,6 +63,8 @@ printf 'weights: fp4:g32\nembedding: int8:g8\nlinears:\n  v: {weights: f16}\n%s\
     'method: [nearest, lorc:rank=3]' >"$scratch/r.yaml"
 check lorc tests/golden/llama-text --recipe "$scratch/r.yaml"
 check "lorc int8" tests/golden/llama-text --weights int3:g16:f32 --method nearest,lorc:rank=5:int8
+check learned tests/golden/llama-text --weights int3:g16 --method awq,signround:iters=4 \
+    --calib LICENSE --samples 2 --seqlen 32
 printf 'weights: f16\nkv: fp8:token\n' >"$scratch/r.yaml"
 check "kv alone" tests/golden/llama-bias --recipe "$scratch/r.yaml"
 

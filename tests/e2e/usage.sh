@@ -48,6 +48,12 @@ expect 2 "quantize without -o" "$NIBBLE" quantize "$model" --weights int4:row
 expect 2 "quantize without formats" "$NIBBLE" quantize "$model" -o "$scratch/q"
 expect 2 "a format of weights for the cache" "$NIBBLE" generate "$model" -p a --kv int4:g128
 contains "it is named" "int4:g128" "$err"
+expect 2 "an unknown order of rotary pairs" "$NIBBLE" quantize "$model" -o "$scratch/q" \
+    --weights int4:row --rope neox
+contains "the two orders are named" "half or interleaved" "$err"
+expect 2 "an order of rotary pairs for OPT" "$NIBBLE" quantize tests/golden/opt -o "$scratch/q" \
+    --weights int4:row --rope half
+contains "OPT is named" "family opt" "$err"
 expect 2 "an unknown format for the cache" "$NIBBLE" perplexity "$model" --text LICENSE --kv int9
 expect 2 "--full-chunks is no option of generate" "$NIBBLE" generate "$model" -p a --full-chunks
 expect 2 "unknown format" "$NIBBLE" quantize "$model" -o "$scratch/q" --weights int9:g128

@@ -196,7 +196,7 @@ def n_in_of(module, config):
 
 def read_formats(directory):
     """Of every linear inside the blocks: (format of the weight, of its input, has a bias); and of
-    attention: queries, keys, values, probabilities."""
+    attention: queries, keys, values, probabilities, and the order of rotary pairs."""
     directory = Path(directory)
     config = json.loads((directory / "config.json").read_text())
     index = json.loads((directory / "model.safetensors.index.json").read_text())
@@ -212,7 +212,8 @@ def read_formats(directory):
         linears[module] = word, act, f"{module}.bias" in index["weight_map"]
     kv = q.get("kv", "none")
     attention = q.get("query", "none"), q.get("keys", kv), kv, q.get("probs", "none")
-    return linears, attention
+    order = "interleaved" if config.get("rope_interleave") else "half"
+    return linears, (*attention, order)
 
 
 def read_rotation(directory):

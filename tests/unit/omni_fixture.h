@@ -15,7 +15,7 @@ enum { OMNI_T = 6, OMNI_WINDOWS = 3, OMNI_R = OMNI_T * OMNI_WINDOWS };
 typedef struct omni_variant {
     const char *family;
     int embd, heads, kv_heads, head_dim, ffn;
-    bool bias, post_norm;
+    bool bias, post_norm, interleaved;
     const char *weights, *acts, *heads_format; /* words, or NULL */
 } omni_variant;
 
@@ -29,6 +29,7 @@ typedef struct omni_fixture {
     nb_block_job job;
     double option[NB_MAX_OPTIONS];
     nb_buffer *buf[12];
+    nb_states *states[3]; /* x_source, x_stored, target */
     int n_bufs, ticks;
     float *min[NB_N_ROLES], *max[NB_N_ROLES];
     nb_rng rng;
@@ -49,6 +50,14 @@ static nb_view omni_view(omni_fixture *f, int64_t rows, int64_t cols)
     return nb_view_of(b, rows, cols);
 }
 
+/* All windows of states in memory. */
+static nb_view omni_all(nb_states *s)
+{
+    nb_view v;
+    assert_int_equal(nb_states_load(s, 0, OMNI_WINDOWS, &v, NULL), NB_OK);
+    return v;
+}
+
 static void omni_linear(omni_fixture *f, nb_role r, int64_t n_out, int64_t n_in, bool bias)
 {
     float *w = omni_random(f, n_out * n_in, 0, 1 / sqrt((double)n_in));
@@ -63,6 +72,7 @@ static void omni_linear(omni_fixture *f, nb_role r, int64_t n_out, int64_t n_in,
     int64_t n = n_out * nb_format_groups(&f->weights[r], n_in);
     f->job.clip_lo[r] = nb_arena_alloc(f->arena, (size_t)n, sizeof(float));
     f->job.clip_hi[r] = nb_arena_alloc(f->arena, (size_t)n, sizeof(float));
+    f->job.offset[r] = nb_arena_alloc(f->arena, (size_t)(n_out * n_in), sizeof(float));
     for (int64_t i = 0; i < n; i++) f->job.clip_lo[r][i] = f->job.clip_hi[r][i] = 1;
 }
 
@@ -130,8 +140,10 @@ static nb_status omni_stats(void *user, nb_role role, nb_input_stats *out, nb_er
 {
     omni_fixture *f = user;
     NB_UNUSED(err);
-    *out = (nb_input_stats){
-        .n = f->block.linear[role].w.n_in, .min = f->min[role], .max = f->max[role]};
+    int64_t n = f->block.linear[role].w.n_in;
+    float *unit = nb_arena_alloc(f->arena, (size_t)(n * n), sizeof *unit); /* inputs like noise */
+    for (int64_t i = 0; i < n; i++) unit[i * n + i] = 1;
+    *out = (nb_input_stats){.n = n, .min = f->min[role], .max = f->max[role], .hessian = unit};
     return NB_OK;
 }
 
@@ -160,6 +172,7 @@ static nb_config omni_config(const omni_variant *v)
                        .n_ctx = 32,
                        .norm_eps = 1e-5f,
                        .act = family->linear[NB_GATE] ? NB_ACT_SILU : NB_ACT_RELU,
+                       .rope_interleaved = v->interleaved,
                        .rope_theta = 100,
                        .post_norm = v->post_norm,
                        .norm_affine = true};
@@ -184,7 +197,11 @@ static void omni_begin(omni_fixture *f, const omni_variant *v, const char *devic
     omni_block(f, v);
     assert_int_equal(nb_rope_table(f->be, &f->cfg, OMNI_T, &f->job.rope, NULL), NB_OK);
     nb_view x[3];
-    for (int i = 0; i < 3; i++) x[i] = omni_view(f, OMNI_R, v->embd);
+    nb_states_desc d = {OMNI_WINDOWS, OMNI_T, v->embd, OMNI_WINDOWS, NULL};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(nb_states_create(&f->states[i], f->be, &d, NULL), NB_OK);
+        x[i] = omni_all(f->states[i]);
+    }
     float *source = omni_random(f, OMNI_R * v->embd, 0, 1);
     for (int i = 0; i < OMNI_R; i++) source[i * v->embd] *= 8; /* an outlier channel */
     f->be->ops->upload(f->be, x[0], source, NB_F32);
@@ -204,9 +221,9 @@ static void omni_begin(omni_fixture *f, const omni_variant *v, const char *devic
     f->job.stats_user = f;
     f->job.n_windows = OMNI_WINDOWS;
     f->job.seqlen = OMNI_T;
-    f->job.x_source = x[0];
-    f->job.x_stored = x[1];
-    f->job.target = x[2];
+    f->job.x_source = f->states[0];
+    f->job.x_stored = f->states[1];
+    f->job.target = f->states[2];
     f->job.batch = 1;
     f->job.option = f->option;
     f->job.report = json_object();
@@ -217,6 +234,7 @@ static void omni_begin(omni_fixture *f, const omni_variant *v, const char *devic
 static void omni_end(omni_fixture *f)
 {
     for (int i = 0; i < f->n_bufs; i++) f->be->ops->buffer_free(f->be, f->buf[i]);
+    for (int i = 0; i < 3; i++) nb_states_free(f->states[i]);
     f->be->ops->buffer_free(f->be, f->job.rope.buf);
     json_decref(f->job.report);
     nb_arena_free(f->arena);

@@ -36,7 +36,7 @@ typedef struct ref_block {
     const omni_fixture *f;
     const ref_theta *t;
     ref_frozen *frozen;
-    bool aug;
+    bool aug, unit;              /* unit: errors of a token over the mean square of its target */
     double own[OMNI_R][REF_MAX]; /* aug: second target */
 } ref_block;
 
@@ -110,11 +110,11 @@ static int ref_rho(const nb_config *c, int i)
 static double ref_sa(const ref_block *b, int i)
 {
     const nb_config *c = &b->f->cfg;
-    int D = c->head_dim, half = D / 2;
+    int D = c->head_dim, half = D / 2, pair = c->rope_interleaved ? i % D / 2 : i % D % half;
     if (!nb_format_is_quantized(&b->f->attn.q)) return 1;
-    if (c->family->qk_norm) return b->t->scale[NB_LET_QKT][i % D % half];
+    if (c->family->qk_norm) return b->t->scale[NB_LET_QKT][pair];
     if (!c->family->rotary) return b->t->scale[NB_LET_QKT][i];
-    return b->t->scale[NB_LET_QKT][i / D * half + i % D % half];
+    return b->t->scale[NB_LET_QKT][i / D * half + pair];
 }
 
 /* Row i and column j of W' = W row col, and the bias that goes with it. */
@@ -195,9 +195,11 @@ static void ref_rotate(const ref_block *b, double *x, int t)
         float freq = (float)(1 / pow((double)c->rope_theta, 2.0 * i / c->head_dim));
         float angle = (float)t * freq;
         double co = (double)(float)cos((double)angle), si = (double)(float)sin((double)angle);
-        double u = x[i], v = x[i + half];
-        x[i] = u * co - v * si;
-        x[i + half] = v * co + u * si;
+        int first = c->rope_interleaved ? 2 * i : i;
+        int second = c->rope_interleaved ? 2 * i + 1 : i + half;
+        double u = x[first], v = x[second];
+        x[first] = u * co - v * si;
+        x[second] = v * co + u * si;
     }
 }
 
@@ -260,8 +262,8 @@ static double ref_loss(ref_block *b)
     int C = c->n_embd, F = c->n_ffn, H = c->n_heads, K = c->n_kv_heads, D = c->head_dim;
     nb_backend *be = b->f->be;
     b->frozen->value = b->frozen->group = 0;
-    be->ops->download(be, b->f->job.x_stored, x, NB_F64);
-    be->ops->download(be, b->f->job.target, target, NB_F64);
+    be->ops->download(be, omni_all(b->f->job.x_stored), x, NB_F64);
+    be->ops->download(be, omni_all(b->f->job.target), target, NB_F64);
     for (int t = 0; t < OMNI_R; t++) {
         ref_norm(b, NB_NORM_ATTN, x + t * C, a + t * C, C, b->t->scale[NB_LET_QKV],
                  b->t->shift[NB_LET_QKV]);
@@ -291,11 +293,19 @@ static double ref_loss(ref_block *b)
     ref_quantize_rows(b, &acts[NB_DOWN], up, OMNI_R, F, F);
     ref_linear(b, NB_DOWN, up, y);
     double loss = 0;
-    for (int i = 0; i < OMNI_R * C; i++) {
-        double d = x[i] + y[i] - target[i], e = x[i] + y[i] - b->own[i / C][i % C];
-        loss += (d * d + (b->aug ? e * e : 0)) / (OMNI_R * C);
+    for (int t = 0; t < OMNI_R; t++) {
+        double d = 0, e = 0, size_d = 0, size_e = 0;
+        for (int i = t * C; i < (t + 1) * C; i++) {
+            double out = x[i] + y[i], own = b->own[t][i - t * C];
+            d += (out - target[i]) * (out - target[i]);
+            e += (out - own) * (out - own);
+            size_d += target[i] * target[i] / C;
+            size_e += own * own / C;
+        }
+        loss += d / (b->unit ? size_d : 1);
+        if (b->aug) loss += e / (b->unit ? size_e : 1);
     }
-    return loss;
+    return loss / (OMNI_R * C);
 }
 
 #endif

@@ -157,7 +157,7 @@ static void run_gram(nb_backend *be, const op_case *c, double *out)
 static void run_rope(nb_backend *be, const op_case *c, double *out)
 {
     nb_view x = make_view(be, c, 1, c->T, c->H * c->D), t = make_view(be, c, 2, c->T, c->rot);
-    be->ops->rope_forward(be, x, c->H, t);
+    be->ops->rope_forward(be, x, c->H, t, c->kind == 1);
     take_view(be, x, out);
     drop(be, x), drop(be, t);
 }
@@ -363,7 +363,8 @@ static void test_rope(void **state)
                      .T = PICK(&r, 1, 5, 70),
                      .H = PICK(&r, 1, 3),
                      .D = 64,
-                     .rot = PICK(&r, 2, 16, 64)};
+                     .rot = PICK(&r, 2, 16, 64),
+                     .kind = i % 2};
         double *size = constant(50, c.T * c.H * c.D);
         compare(run_rope, &c, NB_COMPUTE_F32, size, 2 * EPS, c.T * c.H * c.D);
         free(size);

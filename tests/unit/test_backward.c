@@ -72,7 +72,7 @@ static void run_norm_back(nb_backend *be, const op_case *c, double *out)
 static void run_rope_back(nb_backend *be, const op_case *c, double *out)
 {
     nb_view x = make_view(be, c, 1, c->T, c->H * c->D), t = make_view(be, c, 2, c->T, c->rot);
-    be->ops->rope_backward(be, x, c->H, t);
+    be->ops->rope_backward(be, x, c->H, t, c->kind == 1);
     take_view(be, x, out);
     drop(be, x), drop(be, t);
 }
@@ -156,7 +156,7 @@ static void run_clip(nb_backend *be, const op_case *c, double *out)
     nb_view no = {0};
     be->ops->clip_forward(be, y, w, c->bias ? row : no, c->bias ? col : no, u, l, &f);
     be->ops->clip_backward(be, c->in_place ? u : du, c->in_place ? l : dl, c->add ? sum : no, g, w,
-                           c->bias ? row : no, c->bias ? col : no, u, l, &f);
+                           c->bias ? row : no, c->bias ? col : no, u, l, c->seed % 4 == 1, &f);
     take_view(be, y, out);
     take_view(be, c->in_place ? u : du, out + n);
     take_view(be, c->in_place ? l : dl, out + n + c->N * groups);
@@ -165,11 +165,38 @@ static void run_clip(nb_backend *be, const op_case *c, double *out)
     for (size_t i = 0; i < NB_COUNT(all); i++) drop(be, all[i]);
 }
 
+/* round_forward [N, M], dv [N, M], dhi and dlo [N, groups]. */
+static void run_round(nb_backend *be, const op_case *c, double *out)
+{
+    nb_format f = parse(c->weights);
+    int64_t groups = nb_format_groups(&f, c->M), n = c->N * c->M;
+    nb_view w = make_coarse_view(be, c, 1, c->N, c->M), g = make_view(be, c, 2, c->N, c->M);
+    nb_view hi = make_powers(be, c, 3, c->N * groups), lo = make_powers(be, c, 4, c->N * groups);
+    hi = (nb_view){hi.buf, hi.off, c->N, groups, groups};
+    lo = (nb_view){lo.buf, lo.off, c->N, groups, groups};
+    be->ops->sign_step(be, hi, hi, 0, 0.25, 1); /* ratios of 1, 1/2 and 1/4 */
+    be->ops->sign_step(be, lo, lo, 0, 0.25, 1);
+    nb_view v = make_view(be, c, 5, c->N, c->M), y = make_view(be, c, 6, c->N, c->M);
+    nb_view dv = make_view(be, c, 7, c->N, c->M), dhi = make_view(be, c, 8, c->N, groups);
+    nb_view dlo = make_view(be, c, 9, c->N, groups);
+    be->ops->sign_step(be, v, g, 0.125, -0.5, 0.5);
+    take_view(be, v, out);
+    be->ops->round_forward(be, y, w, v, hi, lo, &f);
+    be->ops->round_backward(be, c->in_place ? g : dv, dhi, dlo, g, w, v, hi, lo, c->seed % 4 == 1,
+                            &f);
+    take_view(be, y, out + n);
+    take_view(be, c->in_place ? g : dv, out + 2 * n);
+    take_view(be, dhi, out + 3 * n);
+    take_view(be, dlo, out + 3 * n + c->N * groups);
+    const nb_view all[] = {w, g, hi, lo, v, y, dv, dhi, dlo};
+    for (size_t i = 0; i < NB_COUNT(all); i++) drop(be, all[i]);
+}
+
 static void run_mse(nb_backend *be, const op_case *c, double *out)
 {
     nb_view y = make_view(be, c, 1, c->T, c->M), target = make_view(be, c, 2, c->T, c->M);
     nb_view dy = make_view(be, c, 3, c->T, c->M);
-    out[0] = be->ops->mse_backward(be, dy, y, target, 0.25, c->add);
+    out[0] = be->ops->mse_backward(be, dy, y, target, c->bias, 0.25, c->add);
     take_view(be, dy, out + 1);
     drop(be, y), drop(be, target), drop(be, dy);
 }
@@ -301,7 +328,7 @@ static void test_straight_through(void **state)
 {
     NB_UNUSED(state);
     nb_rng r = {5};
-    double *size = constant(100, 3 * 40 * 100);
+    double *size = constant(100, 5 * 40 * 100);
     for (int i = 0; i < 54; i++) {
         op_case c = {.seed = (uint64_t)i,
                      .T = PICK(&r, 1, 5, 40),
@@ -325,6 +352,8 @@ static void test_straight_through(void **state)
         /* column sums are of up to 40 such terms, times scales of up to 16 */
         double relative = (c.add ? 64 : 16) * (c.bias ? 16 : 1) * EPS;
         compare(run_clip, &c, NB_COMPUTE_F32, size, relative, n);
+        n = c.N * (3 * c.M + 2 * nb_format_groups(&f, c.M));
+        compare(run_round, &c, NB_COMPUTE_F32, size, 16 * EPS, n);
     }
     free(size);
 }
@@ -403,13 +432,13 @@ static void norm_backward(function *f)
 static void rope_forward(function *f)
 {
     f->be->ops->copy(f->be, f->out, f->in[0]);
-    f->be->ops->rope_forward(f->be, f->out, f->c->H, f->extra[0]);
+    f->be->ops->rope_forward(f->be, f->out, f->c->H, f->extra[0], f->c->kind == 1);
 }
 
 static void rope_backward(function *f)
 {
     f->be->ops->copy(f->be, f->grad[0], f->dout);
-    f->be->ops->rope_backward(f->be, f->grad[0], f->c->H, f->extra[0]);
+    f->be->ops->rope_backward(f->be, f->grad[0], f->c->H, f->extra[0], f->c->kind == 1);
 }
 
 /* Backward is the op itself. */
@@ -531,13 +560,15 @@ static void test_difference_pointwise(void **state)
 static void test_difference_rope(void **state)
 {
     NB_UNUSED(state);
-    op_case c = {.seed = 1, .T = 3, .H = 2, .D = 16, .rot = 8};
-    const int64_t shape[][2] = {{c.T, c.H * c.D}};
-    function f = open_function(make_ref64(), &c, 1, shape, c.T, c.H * c.D);
-    f.extra[0] = make_view(f.be, &c, 30, c.T, c.rot);
-    f.forward = rope_forward, f.backward = rope_backward;
-    check_function("rope", &f);
-    close_function(&f);
+    for (int kind = 0; kind < 2; kind++) { /* halves, interleaved */
+        op_case c = {.seed = 1, .T = 3, .H = 2, .D = 16, .rot = 8, .kind = kind};
+        const int64_t shape[][2] = {{c.T, c.H * c.D}};
+        function f = open_function(make_ref64(), &c, 1, shape, c.T, c.H * c.D);
+        f.extra[0] = make_view(f.be, &c, 30, c.T, c.rot);
+        f.forward = rope_forward, f.backward = rope_backward;
+        check_function("rope", &f);
+        close_function(&f);
+    }
 }
 
 static void test_difference_hadamard(void **state)
@@ -581,7 +612,7 @@ static void test_difference_attention(void **state)
 }
 
 /* mse: loss and gradient; the second target adds to both. */
-static void test_difference_mse(void **state)
+static void test_mse(void **state)
 {
     NB_UNUSED(state);
     nb_backend *be = make_ref64();
@@ -591,15 +622,72 @@ static void test_difference_mse(void **state)
     be->ops->upload(be, v[0], y, NB_F64);
     be->ops->upload(be, v[1], a, NB_F64);
     be->ops->upload(be, v[2], b, NB_F64);
-    double loss = be->ops->mse_backward(be, v[3], v[0], v[1], 2, false);
-    loss += be->ops->mse_backward(be, v[3], v[0], v[2], 2, true);
+    double loss = be->ops->mse_backward(be, v[3], v[0], v[1], false, 2, false);
+    loss += be->ops->mse_backward(be, v[3], v[0], v[2], false, 2, true);
     be->ops->download(be, v[3], got, NB_F64);
     assert_true(fabs(loss - (0.25 + 4 + 1 + 4 + 1)) < 1e-14);
     for (int i = 0; i < 3; i++) {
         assert_true(fabs(got[i] - 2 * (y[i] - a[i] + y[i] - b[i])) < 1e-14);
     }
+    /* mean square of a: 1.75; of b, zero: as it is */
+    loss = be->ops->mse_backward(be, v[3], v[0], v[1], true, 2, false);
+    assert_true(fabs(loss - (0.25 + 4) / 1.75) < 1e-14);
+    assert_true(be->ops->mse_backward(be, v[3], v[0], v[2], true, 2, false) == 6);
     for (int i = 0; i < 4; i++) drop(be, v[i]);
     nb_backend_free(be);
+}
+
+/* The gradient is the loss's, with tokens of very different sizes. */
+static void test_difference_mse(void **state)
+{
+    NB_UNUSED(state);
+    for (int unit = 0; unit < 2; unit++) {
+        op_case c = {.seed = 5, .T = 4, .M = 7};
+        nb_backend *be = make_ref64();
+        nb_view y = make_view(be, &c, 1, c.T, c.M), target = make_view(be, &c, 2, c.T, c.M);
+        nb_view dy = make_view(be, &c, 3, c.T, c.M);
+        double want[28], x[28], got[28];
+        be->ops->download(be, target, x, NB_F64);
+        for (int i = 0; i < 28; i++) x[i] *= i < 7 ? 30 : 1;
+        be->ops->upload(be, target, x, NB_F64);
+        be->ops->download(be, y, x, NB_F64);
+        for (int i = 0; i < 28; i++) {
+            double keep = x[i], end[2];
+            for (int k = 0; k < 2; k++) {
+                x[i] = keep + (k ? -1e-5 : 1e-5);
+                be->ops->upload(be, y, x, NB_F64);
+                end[k] = be->ops->mse_backward(be, dy, y, target, unit, 1, false);
+            }
+            x[i] = keep;
+            want[i] = (end[0] - end[1]) / 2e-5;
+        }
+        be->ops->upload(be, y, x, NB_F64);
+        be->ops->mse_backward(be, dy, y, target, unit, 2, false);
+        be->ops->download(be, dy, got, NB_F64);
+        for (int i = 0; i < 28; i++) assert_true(fabs(got[i] - want[i]) < 1e-7);
+        drop(be, y), drop(be, target), drop(be, dy);
+        nb_backend_free(be);
+    }
+}
+
+/* Against the sign, within the limits; neither 0 nor NaN moves. */
+static void test_sign_step(void **state)
+{
+    NB_UNUSED(state);
+    const double param[5] = {0.1, 0.1, 0.1, 0.45, -0.45}, grad[5] = {3, 0, NAN, -1e-30, INFINITY};
+    const double want[5] = {0, 0.1, 0.1, 0.5, -0.5};
+    for (int i = 0; nb_backends[i]; i++) {
+        nb_backend *be = make_backend(nb_backends[i]->name, 1, NB_COMPUTE_F32, ~0u);
+        nb_view p = make_zeros(be, 1, 5), g = make_zeros(be, 1, 5);
+        double got[5];
+        be->ops->upload(be, p, param, NB_F64);
+        be->ops->upload(be, g, grad, NB_F64);
+        be->ops->sign_step(be, p, g, 0.1, -0.5, 0.5);
+        be->ops->download(be, p, got, NB_F64);
+        for (int k = 0; k < 5; k++) assert_true(fabs(got[k] - want[k]) < 1e-7);
+        drop(be, p), drop(be, g);
+        nb_backend_free(be);
+    }
 }
 
 /* Three steps as torch.optim.AdamW (1.13, double) makes them; eps decides the second value. */
@@ -628,12 +716,20 @@ static void test_adamw(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products),           cmocka_unit_test(test_sums),
-        cmocka_unit_test(test_pointwise),          cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_straight_through),   cmocka_unit_test(test_difference_pointwise),
-        cmocka_unit_test(test_difference_rope),    cmocka_unit_test(test_difference_hadamard),
-        cmocka_unit_test(test_difference_product), cmocka_unit_test(test_difference_attention),
-        cmocka_unit_test(test_difference_mse),     cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_products),
+        cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_pointwise),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_straight_through),
+        cmocka_unit_test(test_difference_pointwise),
+        cmocka_unit_test(test_difference_rope),
+        cmocka_unit_test(test_difference_hadamard),
+        cmocka_unit_test(test_difference_product),
+        cmocka_unit_test(test_difference_attention),
+        cmocka_unit_test(test_mse),
+        cmocka_unit_test(test_difference_mse),
+        cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_sign_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -90,6 +90,36 @@ static void arena_gives_zeroed_aligned_memory(void **state)
     nb_arena_free(NULL);
 }
 
+#if defined __GLIBC__ && !defined __SANITIZE_ADDRESS__
+static int64_t resident_bytes(void)
+{
+    long long pages;
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%*d %lld", &pages), 1);
+    fclose(f);
+    return pages * sysconf(_SC_PAGESIZE);
+}
+
+/* Below a piece that lasts, too. */
+static void free_heap_goes_back(void **state)
+{
+    NB_UNUSED(state);
+    enum { N = 1000, BYTES = 1 << 16 };
+    static char *piece[N];
+    for (int i = 0; i < N; i++) {
+        piece[i] = malloc(BYTES);
+        assert_non_null(piece[i]);
+        memset(piece[i], 1, BYTES);
+    }
+    int64_t full = resident_bytes();
+    for (int i = 0; i < N - 1; i++) free(piece[i]);
+    nb_heap_trim();
+    assert_true(resident_bytes() < full - (int64_t)N * BYTES * 9 / 10);
+    free(piece[N - 1]);
+}
+#endif
+
 static void strbuf_keeps_its_maximum(void **state)
 {
     NB_UNUSED(state);
@@ -191,6 +221,9 @@ int main(void)
         cmocka_unit_test(splitmix_is_published),
         cmocka_unit_test(sizes_are_checked),
         cmocka_unit_test(arena_gives_zeroed_aligned_memory),
+#if defined __GLIBC__ && !defined __SANITIZE_ADDRESS__
+        cmocka_unit_test(free_heap_goes_back),
+#endif
         cmocka_unit_test(strbuf_keeps_its_maximum),
         cmocka_unit_test(files_appear_whole_or_not_at_all),
         cmocka_unit_test(hashes_are_xxh3),

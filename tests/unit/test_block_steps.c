@@ -65,10 +65,8 @@ static void begin(bench *b, int threads, const nb_method *const *methods, int n_
     b->recipe.n_steps = n_methods;
     for (int i = 0; i < n_methods; i++) b->recipe.steps[i] = (nb_step){.method = methods[i]};
     nb_host_ends ends;
-    bool target = nb_recipe_block_needs(&b->recipe) & NB_NEED_STATES;
-    assert_int_equal(
-        nb_flow_create(&b->flow, b->be, nb_source_config(b->source), &b->samples, target, NULL),
-        NB_OK);
+    nb_flow_desc d = nb_flow_describe(&b->recipe, nb_source_config(b->source));
+    assert_int_equal(nb_flow_create(&b->flow, b->be, &d, &b->samples, NULL), NB_OK);
     assert_int_equal(nb_source_ends(b->source, b->arena, &ends, NULL), NB_OK);
     assert_int_equal(nb_flow_begin(b->flow, &ends, &ends, NULL), NB_OK);
     assert_int_equal(nb_source_block(b->source, 0, b->arena, &b->original, NULL), NB_OK);
@@ -78,7 +76,7 @@ static void begin(bench *b, int threads, const nb_method *const *methods, int n_
 static nb_status run(bench *b)
 {
     return nb_block_steps_run(&b->recipe, nb_source_config(b->source), b->be, b->flow, b->arena,
-                              &b->block, go_on, NULL, &b->result, &b->err);
+                              &b->block, NULL, go_on, NULL, &b->result, &b->err);
 }
 
 static void end(bench *b)
@@ -284,13 +282,21 @@ static void test_not_announced(void **state)
 
 static float target[TOKENS * TINY_EMBD], inputs[TOKENS * TINY_EMBD];
 
+static void download(nb_backend *be, nb_states *s, float *out)
+{
+    nb_view x;
+    assert_int_equal(nb_states_load(s, 0, N_WINDOWS, &x, NULL), NB_OK);
+    be->ops->download(be, x, out, NB_F32);
+    assert_int_equal(be->ops->sync(be, NULL), NB_OK);
+}
+
 static nb_status train(nb_block_job *job, nb_error *err)
 {
     assert_int_equal(job->n_windows, N_WINDOWS);
     assert_int_equal(job->seqlen, SEQLEN);
     assert_int_equal(job->rope.rows, SEQLEN);
-    job->be->ops->download(job->be, job->target, target, NB_F32);
-    job->be->ops->download(job->be, job->x_source, inputs, NB_F32);
+    download(job->be, job->target, target);
+    download(job->be, job->x_source, inputs);
     return edit(job, err);
 }
 
@@ -298,12 +304,6 @@ static const nb_method train_method = {.name = "train",
                                        .kind = NB_STEP_TRANSFORM,
                                        .needs = NB_NEED_STATES | NB_NEED_HESSIAN,
                                        .run_block = train};
-
-static void download(bench *b, nb_view v, float *out)
-{
-    b->be->ops->download(b->be, v, out, NB_F32);
-    assert_int_equal(b->be->ops->sync(b->be, NULL), NB_OK);
-}
 
 /* The target is what the source block makes of the source's states, which stay until the block is
  * done; then the target is in their place. The same figures as without any step. */
@@ -314,10 +314,10 @@ static void test_states(void **state)
     double error[2];
     bench b;
     begin(&b, 2, NULL, 0);
-    download(&b, nb_flow_look(b.flow).source, before);
+    download(b.be, nb_flow_look(b.flow).source, before);
     assert_int_equal(
         nb_flow_advance(b.flow, &b.original, &b.original, go_on, NULL, &error[0], NULL), NB_OK);
-    download(&b, nb_flow_look(b.flow).source, plain);
+    download(b.be, nb_flow_look(b.flow).source, plain);
     end(&b);
 
     const nb_method *const steps[] = {&train_method, &second_method};
@@ -325,11 +325,11 @@ static void test_states(void **state)
     assert_int_equal(run(&b), NB_OK);
     assert_memory_equal(inputs, before, sizeof before);
     assert_memory_equal(target, plain, sizeof plain);
-    download(&b, nb_flow_look(b.flow).source, after);
+    download(b.be, nb_flow_look(b.flow).source, after);
     assert_memory_equal(after, before, sizeof before);
     assert_int_equal(
         nb_flow_advance(b.flow, &b.original, &b.original, go_on, NULL, &error[1], NULL), NB_OK);
-    download(&b, nb_flow_look(b.flow).source, after);
+    download(b.be, nb_flow_look(b.flow).source, after);
     assert_memory_equal(after, plain, sizeof plain);
     assert_true(error[0] == 0 && error[1] == 0);
     end(&b);

@@ -17,20 +17,22 @@ enum { T = 5, WINDOWS = 2, R = T * WINDOWS, MAX_PARAMS = 24 };
 typedef struct variant {
     const char *family;
     int embd, heads, kv_heads, head_dim, ffn, window;
-    bool bias, post_norm;
+    bool bias, post_norm, interleaved;
     nb_rotation rotation;
 } variant;
 
 static const variant variants[] = {
-    {"llama", 12, 4, 2, 4, 20, 0, false, false, {0, 0, 0}},
-    {"mistral", 8, 3, 1, 6, 12, 3, false, false, {0, 0, 0}},
-    {"qwen2", 12, 4, 4, 4, 10, 0, true, false, {0, 0, 0}},
-    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, {0, 0, 0}},
-    {"opt", 12, 3, 3, 4, 16, 0, true, false, {0, 0, 0}},
-    {"opt", 12, 3, 3, 4, 16, 0, true, true, {0, 0, 0}},
-    {"llama", 12, 4, 2, 4, 20, 0, false, false, {4, 4, 0}},
-    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, {2, 2, 0}},
-    {"opt", 12, 3, 3, 4, 16, 0, true, false, {16, 4, 0}},
+    {"llama", 12, 4, 2, 6, 10, 0, true, false, true, {0, 0, 0}},
+    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, true, {0, 0, 0}},
+    {"llama", 12, 4, 2, 4, 20, 0, false, false, false, {0, 0, 0}},
+    {"mistral", 8, 3, 1, 6, 12, 3, false, false, false, {0, 0, 0}},
+    {"qwen2", 12, 4, 4, 4, 10, 0, true, false, false, {0, 0, 0}},
+    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, false, {0, 0, 0}},
+    {"opt", 12, 3, 3, 4, 16, 0, true, false, false, {0, 0, 0}},
+    {"opt", 12, 3, 3, 4, 16, 0, true, true, false, {0, 0, 0}},
+    {"llama", 12, 4, 2, 4, 20, 0, false, false, false, {4, 4, 0}},
+    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, true, {2, 2, 0}},
+    {"opt", 12, 3, 3, 4, 16, 0, true, false, false, {16, 4, 0}},
 };
 
 /* Host values of one vector or matrix, and where it lies on the device. */
@@ -67,6 +69,7 @@ static nb_config make_config(const variant *v)
                        .norm_eps = 1e-5f,
                        .act = f->linear[NB_GATE] ? NB_ACT_SILU : NB_ACT_RELU,
                        .window = v->window,
+                       .rope_interleaved = v->interleaved,
                        .rope_theta = 100,
                        .post_norm = v->post_norm,
                        .norm_affine = true};
@@ -175,7 +178,7 @@ static void end(fixture *f)
 static double loss(fixture *f)
 {
     nb_view y = nb_block_train_forward(f->block, &f->params, f->x);
-    return f->be->ops->mse_backward(f->be, f->dy, y, f->target, 1, false) / 2;
+    return f->be->ops->mse_backward(f->be, f->dy, y, f->target, false, 1, false) / 2;
 }
 
 /* Central difference of the loss by p->v[i], or by the logarithm of a factor before v[i] and
@@ -212,6 +215,14 @@ static void check_vector(fixture *f, nb_view grad, param *p, param *other, bool 
     for (int64_t i = 0; i < grad.cols; i++) check(g[i], difference(f, p, i, other, log_scale));
 }
 
+/* The other channel of the rotary pair of channel i. */
+static int64_t partner_of(const nb_config *c, int64_t i)
+{
+    int64_t half = c->head_dim / 2;
+    if (c->rope_interleaved) return i % 2 ? i - 1 : i + 1;
+    return i % c->head_dim < half ? i + half : i - half;
+}
+
 /* sum over a row of w of w dw, and b db: what the factor before an output row gets. */
 static void check_dot(fixture *f, nb_role role)
 {
@@ -225,8 +236,7 @@ static void check_dot(fixture *f, nb_role role)
             sum += f->w[role].v[i * n_in + j] * f->dw[role][i * n_in + j];
         }
         if (role != NB_V && f->cfg.family->rotary) { /* true for the sum over a rotary pair alone */
-            int64_t half = f->cfg.head_dim / 2,
-                    other = i % f->cfg.head_dim < half ? i + half : i - half;
+            int64_t other = partner_of(&f->cfg, i);
             double second = f->bias[role].view.buf ? f->bias[role].v[other] * db[other] : 0;
             for (int64_t j = 0; j < n_in; j++) {
                 second += f->w[role].v[other * n_in + j] * f->dw[role][other * n_in + j];
@@ -242,12 +252,12 @@ static void check_dot(fixture *f, nb_role role)
 static void check_head_norm(fixture *f, nb_norm_role role)
 {
     double g[60];
-    int64_t half = f->cfg.head_dim / 2;
     f->be->ops->download(f->be, f->grads.norm_dot[role], g, NB_F64);
-    for (int64_t i = 0; i < half; i++) {
+    for (int64_t i = 0; i < f->cfg.head_dim; i++) {
+        int64_t other = partner_of(&f->cfg, i);
         double want = difference(f, &f->norm_w[role], i, NULL, true) +
-                      difference(f, &f->norm_w[role], i + half, NULL, true);
-        check(g[i] + g[i + half], want);
+                      difference(f, &f->norm_w[role], other, NULL, true);
+        check(g[i] + g[other], want);
     }
 }
 
@@ -307,7 +317,7 @@ static void test_turned_heads(void **state)
     double at[2];
     assert_int_equal(nb_format_parse(&format, "int3:token:asym", NULL), NB_OK);
     nb_attn_formats attn = {.q = format, .k = format};
-    const variant v = {"opt", 12, 3, 3, 4, 16, 0, true, false, {0, 0, 0}};
+    const variant v = {"opt", 12, 3, 3, 4, 16, 0, true, false, false, {0, 0, 0}};
     for (int i = 0; i < 2; i++) {
         begin(&f[i], &v);
         for (int r = NB_Q; i == 1 && r <= NB_K; r++) {

@@ -1,6 +1,5 @@
 /* The block loop end to end on a tiny random model: same bytes for any number of threads and after
  * any interruption; every way in which it must refuse. */
-#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,11 +13,7 @@
 
 #include "calib/gram.h"
 #include "calib/plan.h"
-#include "tiny_model.h"
-
-static char root[64]; /* all files of this test */
-
-static const char *in_root(const char *name) { return tiny_path(root, name); }
+#include "calib_util.h"
 
 static int make_root(void **state)
 {
@@ -35,90 +30,6 @@ static int remove_root(void **state)
 {
     NB_UNUSED(state);
     return nb_remove_tree(root, NULL) == NB_OK ? 0 : -1;
-}
-
-typedef struct command {
-    nb_quantize_options opt;
-    const char *texts[2];
-    char model[160], out[160];
-    int stop_at; /* progress calls until it says stop; 0: never */
-    int calls;
-    nb_quantize_result result;
-    nb_error err;
-} command;
-
-static bool on_progress(void *user, const nb_progress *p)
-{
-    NB_UNUSED(p);
-    command *c = user;
-    return ++c->calls != c->stop_at;
-}
-
-static void begin_command(command *c, const char *out)
-{
-    memset(c, 0, sizeof *c);
-    nb_quantize_options_default(&c->opt);
-    snprintf(c->model, sizeof c->model, "%s", in_root("model"));
-    snprintf(c->out, sizeof c->out, "%s", in_root(out));
-    c->opt.model = c->model;
-    c->opt.out = c->out;
-    c->opt.weights = "int3:g32";
-    c->opt.run.threads = 1;
-    c->opt.run.progress = on_progress;
-    c->opt.run.progress_user = c;
-}
-
-static void with_text(command *c)
-{
-    c->texts[0] = in_root("text.txt");
-    c->opt.calib = c->texts;
-    c->opt.n_calib = 1;
-    c->opt.samples = 3;
-    c->opt.seqlen = 32;
-}
-
-static nb_status run_command(command *c) { return nb_calib_run(&c->opt, &c->result, &c->err); }
-
-static void must_run(command *c)
-{
-    if (run_command(c) != NB_OK) fail_msg("%s", c->err.message);
-}
-
-/* Status, and every word in the message. */
-static void must_fail(command *c, nb_status status, const char *a, const char *b)
-{
-    nb_status st = run_command(c);
-    if (st != status || !strstr(c->err.message, a) || !strstr(c->err.message, b)) {
-        fail_msg("status %d: \"%s\"", (int)st, c->err.message);
-    }
-}
-
-/* ---- comparing directories --------------------------------------------------------------- */
-
-static int count_files(const char *dir)
-{
-    int n = 0;
-    DIR *d = opendir(dir);
-    assert_non_null(d);
-    for (struct dirent *e; (e = readdir(d));) n += e->d_name[0] != '.';
-    closedir(d);
-    return n;
-}
-
-static void assert_same_dirs(const char *a, const char *b)
-{
-    assert_int_equal(count_files(a), count_files(b));
-    DIR *d = opendir(a);
-    for (struct dirent *e; (e = readdir(d));) {
-        if (e->d_name[0] == '.') continue;
-        char *pa = nb_path_join(a, e->d_name), *pb = nb_path_join(b, e->d_name), *ta, *tb;
-        size_t na, nb;
-        assert_int_equal(nb_read_file(pa, 1 << 24, &ta, &na, NULL), NB_OK);
-        assert_int_equal(nb_read_file(pb, 1 << 24, &tb, &nb, NULL), NB_OK);
-        if (na != nb || memcmp(ta, tb, na) != 0) fail_msg("%s differs", e->d_name);
-        free(ta), free(tb), free(pa), free(pb);
-    }
-    closedir(d);
 }
 
 /* ---- what comes out ----------------------------------------------------------------------- */
@@ -173,9 +84,9 @@ static void test_output(void **state)
     nb_arena_free(arena);
 }
 
-/* Without text, with text that is only followed, with steps that need it, and with steps on whole
- * blocks and every linear's statistics behind what is rounded before it. */
-enum { PLAIN, FOLLOWED, NEEDED, MOVED, N_KINDS };
+/* Without text, with text that is only followed, with steps that need it, with steps on whole
+ * blocks and every linear's statistics behind what is rounded before it, and with training. */
+enum { PLAIN, FOLLOWED, NEEDED, MOVED, LEARNED, N_KINDS };
 
 static void begin_kind(command *c, const char *out, int kind)
 {
@@ -186,6 +97,10 @@ static void begin_kind(command *c, const char *out, int kind)
     if (kind == FOLLOWED) return;
     c->opt.method = kind == NEEDED ? "mse,gptq:act_order" : "smooth,awq_clip,gptq,lorc:rank=2";
     c->opt.acts = "int8:token";
+    if (kind == LEARNED) {
+        c->opt.method = "awq,omniquant:lwc:awq_clip,signround:iters=3:batch=2,lorc:rank=2";
+        c->opt.epochs = 1;
+    }
     if (kind == MOVED) {
         c->opt.recipe = "sequential: true\nkv: int8:token\nquery: fp8:token\n"
                         "linears: {down: {weights: int4:g32, acts: int8:token:asym}, "
@@ -253,6 +168,7 @@ static void test_interrupt_calibrated(void **state)
     interrupt_everywhere(FOLLOWED);
     interrupt_everywhere(NEEDED);
     interrupt_everywhere(MOVED);
+    interrupt_everywhere(LEARNED);
 }
 
 /* At most one block is done again. */
@@ -370,6 +286,7 @@ static void test_calib_acts(void **state)
         const char *recipe;
         bool exact;
     } cases[] = {{"", true},
+                 {"rope: interleaved\n", true},
                  {"linears: {up: {acts: int4:token}}\n", false},
                  {"linears: {up: {acts: int4:token}}\ncalib_acts: fp\n", true},
                  {"kv: int4:token\n", false},
@@ -694,13 +611,18 @@ static void add_formats(nb_strbuf *b, const nb_host_block *block)
     }
 }
 
-/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention and transforms: Q K V P DOWN QK STREAM. */
+/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention, the order of rotary pairs, and transforms:
+ * Q K V P ORDER DOWN QK STREAM. */
 static bool dump_formats(const char *dir, nb_strbuf *b, const nb_source *s)
 {
     const nb_attn_formats *a = nb_source_attn(s);
     nb_rotation t = nb_source_rotation(s);
-    nb_strbuf_printf(b, "%s %s %s %s %d %d %d\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
-                     word_of(&a->p), t.down, t.qk, t.stream);
+    nb_strbuf_printf(b,
+                     "%s %s %s %s %s %d %d %d
+                     ", word_of(&a->q), word_of(&a->k),
+                     word_of(&a->v),
+                     word_of(&a->p), nb_source_config(s)->rope_interleaved ? "interleaved" : "half",
+                     t.down, t.qk, t.stream);
     return tiny_write(dir, "formats", b->data);
 }
 

@@ -16,12 +16,13 @@
 #include "tiny_model.h"
 
 static const omni_variant variants[] = {
-    {"llama", 12, 4, 2, 8, 24, false, false, "int4:g8", NULL, NULL}, /* two heads share one of v */
-    {"llama", 20, 3, 1, 4, 12, true, false, "int4:g8", NULL, NULL},  /* biases everywhere */
-    {"qwen2", 12, 4, 2, 16, 40, true, false, "int4:g8", NULL, NULL},
-    {"qwen3", 12, 4, 2, 8, 24, false, false, "int4:g8", NULL, NULL}, /* norms over heads */
-    {"opt", 12, 3, 3, 4, 24, true, false, "int4:g8", NULL, NULL},
-    {"opt", 12, 3, 3, 4, 32, true, true, "int4:g8", NULL, NULL}, /* norms behind the sums */
+    {"llama", 12, 4, 2, 8, 24, false, false, false, "int4:g8", NULL,
+     NULL}, /* two heads share one of v */
+    {"llama", 20, 3, 1, 4, 12, true, false, false, "int4:g8", NULL, NULL}, /* biases everywhere */
+    {"qwen2", 12, 4, 2, 16, 40, true, false, true, "int4:g8", NULL, NULL},
+    {"qwen3", 12, 4, 2, 8, 24, false, false, false, "int4:g8", NULL, NULL}, /* norms over heads */
+    {"opt", 12, 3, 3, 4, 24, true, false, false, "int4:g8", NULL, NULL},
+    {"opt", 12, 3, 3, 4, 32, true, true, false, "int4:g8", NULL, NULL}, /* norms behind the sums */
 };
 
 static const char *const steps[] = {"hadamard:vo", "hadamard:down", "hadamard:qk",
@@ -41,7 +42,7 @@ static float *output(omni_fixture *f)
     int64_t n = (int64_t)OMNI_R * f->cfg.n_embd;
     float *y = nb_arena_alloc(f->arena, (size_t)n, sizeof *y);
     nb_view out = omni_view(f, OMNI_R, f->cfg.n_embd);
-    omni_run_block(f, out, f->job.x_source, false);
+    omni_run_block(f, out, omni_all(f->job.x_source), false);
     f->be->ops->download(f->be, out, y, NB_F32);
     return y;
 }
@@ -246,9 +247,12 @@ static void test_training_behind(void **state)
 {
     NB_UNUSED(state);
     static const omni_variant trained[] = {
-        {"llama", 32, 4, 2, 8, 48, false, false, "int4:row", "int4:token:asym", "int4:token:asym"},
-        {"qwen3", 32, 4, 2, 8, 48, false, false, "int4:row", "int4:token:asym", "int4:token:asym"},
-        {"opt", 32, 4, 4, 8, 48, true, false, "int4:row", "int4:token:asym", "int4:token:asym"},
+        {"llama", 32, 4, 2, 8, 48, false, false, false, "int4:row", "int4:token:asym",
+         "int4:token:asym"},
+        {"qwen3", 32, 4, 2, 8, 48, false, false, false, "int4:row", "int4:token:asym",
+         "int4:token:asym"},
+        {"opt", 32, 4, 4, 8, 48, true, false, false, "int4:row", "int4:token:asym",
+         "int4:token:asym"},
     };
     for (size_t i = 0; i < NB_COUNT(trained); i++) {
         omni_fixture f;

@@ -210,6 +210,10 @@ static void check_rope(const nb_kernels *ref, const nb_kernels *k, int64_t n, da
         CHECK(fabs((double)y[i] - z[i]) <= 2 * EPS * size + 0x1p-148);
         CHECK(fabs((double)y[n + i] - z[n + i]) <= 2 * EPS * size + 0x1p-148);
     }
+    for (int64_t i = 0; i < 2 * n; i++) y[i] = x[i % 2 * n + i / 2];
+    k->rope_interleaved(y, c, s, n);
+    check_canary(y, n * 8);
+    for (int64_t i = 0; i < 2 * n; i++) CHECK(memcmp(y + i, z + i % 2 * n + i / 2, 4) == 0);
     free(x), free(c), free(s), free(y), free(z);
 }
 

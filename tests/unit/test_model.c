@@ -86,6 +86,8 @@ static void config_faults_are_named(void **state)
          "\"low_freq_factor\":4,\"high_freq_factor\":1}}",
          "low_freq_factor"},
         {"{" LLAMA ",\"rope_theta\":0}", "positive base"},
+        {"{" LLAMA ",\"rope_interleave\":1}", "rope_interleave: expected true or false"},
+        {"{" LLAMA ",\"rope_interleave\":\"true\"}", "rope_interleave: expected true or false"},
         {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\"}}", "expected \"nibble\""},
         {"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"nibble\",\"format_version\":9}}",
          "format_version: 9, expected 1"},
@@ -157,6 +159,7 @@ static void defaults_are_those_of_transformers(void **state)
     config_of(&c, "{" LLAMA "}");
     assert_int_equal(c.head_dim, 4);
     assert_int_equal(c.n_kv_heads, 2);
+    assert_false(c.rope_interleaved);
     assert_int_equal(c.n_ctx, 2048);
     assert_true(c.norm_eps == 1e-6f && c.rope_theta == 10000.0f);
     assert_false(c.tied);
@@ -201,10 +204,12 @@ static void written_config_reads_back(void **state)
     NB_UNUSED(state);
     nb_config c, d;
     config_of(&c, "{" LLAMA ",\"num_key_value_heads\":1,\"head_dim\":6,\"rope_theta\":100000,"
-                  "\"tie_word_embeddings\":true,\"rms_norm_eps\":1e-5,\"rope_scaling\":{"
+                  "\"rope_interleave\":true,\"tie_word_embeddings\":true,\"rms_norm_eps\":1e-5,"
+                  "\"rope_scaling\":{"
                   "\"rope_type\":\"llama3\",\"factor\":32,\"low_freq_factor\":1,"
                   "\"high_freq_factor\":4,\"original_max_position_embeddings\":8192}}");
     char *json;
+    assert_true(c.rope_interleaved);
     assert_int_equal(nb_config_write_json(&c, 1, 2, &json, NULL), NB_OK);
     config_of(&d, json);
     free(json);

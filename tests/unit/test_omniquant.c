@@ -8,21 +8,27 @@
 
 #include <cmocka.h>
 
+#include "base/file.h"
+#include "method/trainer_state.h"
 #include "omni_fixture.h"
 #include "omni_ref.h"
 
 enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA };
 
 static const omni_variant variants[] = {
-    {"llama", 12, 4, 2, 4, 20, false, false, "int3:row", "int4:token:asym", "int4:token:asym"},
-    {"llama", 12, 3, 1, 4, 20, false, false, "int2:g8", NULL, NULL},
-    {"qwen2", 12, 4, 2, 4, 16, true, false, "int4:g8", "int6:token:asym", "int6:token:asym"},
-    {"qwen3", 12, 4, 2, 6, 20, false, false, "int4:row", "int6:token:asym", "int4:token:asym"},
-    {"opt", 12, 3, 3, 4, 20, true, false, "int3:g8", "int4:token:asym", "int6:token:asym"},
-    {"opt", 12, 3, 3, 4, 20, true, false, "int4:row", "int6:token:asym", NULL},
-    {"llama", 12, 4, 2, 4, 20, false, false, NULL, "int3:token:asym", "int4:token:asym"},
-    {"qwen3", 12, 4, 2, 6, 20, false, false, NULL, "int4:token:asym", "int3:token:asym"},
-    {"opt", 12, 3, 3, 4, 20, true, false, NULL, "int4:token:asym", "int3:token:asym"},
+    {"llama", 12, 4, 2, 4, 20, false, false, false, "int3:row", "int4:token:asym",
+     "int4:token:asym"},
+    {"llama", 12, 3, 1, 4, 20, false, false, false, "int2:g8", NULL, NULL},
+    {"llama", 12, 4, 2, 6, 16, true, false, true, "int4:g8", "int6:token:asym", "int6:token:asym"},
+    {"qwen3", 12, 4, 2, 6, 20, false, false, true, NULL, "int6:token:asym", "int4:token:asym"},
+    {"qwen2", 12, 4, 2, 4, 16, true, false, false, "int4:g8", "int6:token:asym", "int6:token:asym"},
+    {"qwen3", 12, 4, 2, 6, 20, false, false, false, "int4:row", "int6:token:asym",
+     "int4:token:asym"},
+    {"opt", 12, 3, 3, 4, 20, true, false, false, "int3:g8", "int4:token:asym", "int6:token:asym"},
+    {"opt", 12, 3, 3, 4, 20, true, false, false, "int4:row", "int6:token:asym", NULL},
+    {"llama", 12, 4, 2, 4, 20, false, false, false, NULL, "int3:token:asym", "int4:token:asym"},
+    {"qwen3", 12, 4, 2, 6, 20, false, false, false, NULL, "int4:token:asym", "int3:token:asym"},
+    {"opt", 12, 3, 3, 4, 20, true, false, false, NULL, "int4:token:asym", "int3:token:asym"},
 };
 
 static nb_trainer_options all_options(const omni_fixture *f)
@@ -131,13 +137,15 @@ static void test_gradients(void **state)
         omni_begin(&f, &variants[k], "ref64", 1);
         nb_trainer_options o = all_options(&f);
         o.aug = k % 2;
+        o.unit_tokens = k % 3 == 0;
         f.job.batch = OMNI_WINDOWS;
         assert_int_equal(nb_trainer_create(&t, &f.job, &o, NULL), NB_OK);
         randomize(&t, &theta, &rng);
-        ref_block b = {.f = &f, .t = &theta, .frozen = &frozen, .aug = o.aug};
+        ref_block b = {
+            .f = &f, .t = &theta, .frozen = &frozen, .aug = o.aug, .unit = o.unit_tokens};
         if (o.aug) {
             double own[OMNI_R * 12];
-            f.be->ops->download(f.be, t.own, own, NB_F64);
+            f.be->ops->download(f.be, omni_all(t.own), own, NB_F64);
             for (int i = 0; i < OMNI_R * 12; i++) b.own[i / 12][i % 12] = own[i];
         }
         double loss;
@@ -169,7 +177,7 @@ static void check_equivalence(const omni_variant *v, const char *device, double 
     nb_trainer_options o = all_options(&f);
     o.start.pair[NB_LET_QKT] = true;
     o.start.pair[NB_LET_QKV] = o.start.pair[NB_LET_FC1] = !v->post_norm;
-    nb_view x = f.job.x_stored, out = omni_view(&f, OMNI_R, v->embd);
+    nb_view x = omni_all(f.job.x_stored), out = omni_view(&f, OMNI_R, v->embd);
     f.job.x_stored = f.job.x_source;
     assert_int_equal(nb_trainer_create(&t, &f.job, &o, NULL), NB_OK);
     randomize(&t, &theta, &rng);
@@ -191,11 +199,13 @@ static void test_equivalence(void **state)
 {
     NB_UNUSED(state);
     static const omni_variant plain[] = {
-        {"llama", 12, 4, 2, 4, 20, false, false, NULL, NULL, NULL},
-        {"qwen2", 12, 4, 4, 4, 20, true, false, NULL, NULL, NULL},
-        {"qwen3", 12, 4, 2, 6, 20, false, false, NULL, NULL, NULL},
-        {"opt", 12, 3, 3, 4, 20, true, false, NULL, NULL, NULL},
-        {"opt", 12, 3, 3, 4, 20, true, true, NULL, NULL, NULL},
+        {"llama", 12, 4, 2, 4, 20, false, false, false, NULL, NULL, NULL},
+        {"llama", 12, 4, 2, 4, 20, true, false, true, NULL, NULL, NULL},
+        {"qwen3", 12, 4, 2, 6, 20, false, false, true, NULL, NULL, NULL},
+        {"qwen2", 12, 4, 4, 4, 20, true, false, false, NULL, NULL, NULL},
+        {"qwen3", 12, 4, 2, 6, 20, false, false, false, NULL, NULL, NULL},
+        {"opt", 12, 3, 3, 4, 20, true, false, false, NULL, NULL, NULL},
+        {"opt", 12, 3, 3, 4, 20, true, true, false, NULL, NULL, NULL},
     };
     for (size_t i = 0; i < NB_COUNT(plain); i++) {
         check_equivalence(&plain[i], "ref64", 1e-12);
@@ -207,8 +217,10 @@ static void test_equivalence(void **state)
 /* ---- runs ----------------------------------------------------------------------------------- */
 
 static const omni_variant w4a4 = {
-    "llama", 32, 4, 2, 8, 48, false, false, "int4:row", "int4:token:asym", "int4:token:asym"};
-static const omni_variant w2 = {"llama", 32, 4, 2, 8, 48, false, false, "int2:g16", NULL, NULL};
+    "llama",          32, 4, 2, 8, 48, false, false, false, "int4:row", "int4:token:asym",
+    "int4:token:asym"};
+static const omni_variant w2 = {"llama", 32,    4,     2,          8,    48,
+                                false,   false, false, "int2:g16", NULL, NULL};
 
 /* Runs a step word; the block's linears and clips are left in f. */
 static nb_status run(omni_fixture *f, const char *word, int epochs, nb_error *err)
@@ -238,6 +250,9 @@ static void test_loss_falls(void **state)
         const char *word;
     } runs[] = {{&w2, "omniquant:lwc"},
                 {&w2, "omniquant:lwc:aug"},
+                {&w2, "omniquant:lwc:unit_tokens"},
+                {&w2, "omniquant:lwc:awq_clip"},
+                {&w2, "omniquant:lwc:zero_point"},
                 {&w4a4, "omniquant:let"},
                 {&w4a4, "omniquant:lwc:let"}};
     for (size_t i = 0; i < NB_COUNT(runs); i++) {
@@ -274,6 +289,38 @@ static void test_no_epochs(void **state)
         assert_true(fabsf(f.job.clip_hi[NB_Q][i] - 0.98201379f) < 1e-6f);
         assert_true(fabsf(f.job.clip_lo[NB_Q][i] - 0.98201379f) < 1e-6f);
     }
+    omni_end(&f);
+}
+
+/* Ratios that the search of the step "awq_clip" leaves, but no wider than the paper's start. */
+static void test_awq_clip_start(void **state)
+{
+    NB_UNUSED(state);
+    omni_fixture f;
+    nb_step search;
+    float hi[48 * 2], lo[48 * 2];
+    nb_input_stats stats;
+    int clipped = 0;
+    assert_int_equal(nb_step_parse(&search, "awq_clip", NULL), NB_OK);
+    omni_begin(&f, &w2, "cpu", 1);
+    assert_int_equal(f.job.stats(f.job.stats_user, NB_UP, &stats, NULL), NB_OK);
+    for (int i = 0; i < 48 * 2; i++) hi[i] = lo[i] = 1;
+    nb_job job = {.format = &f.weights[NB_UP],
+                  .n_out = 48,
+                  .n_in = 32,
+                  .w = nb_block_weight(&f.job, NB_UP),
+                  .clip_lo = lo,
+                  .clip_hi = hi,
+                  .hessian = stats.hessian,
+                  .threads = 1};
+    assert_int_equal(nb_job_run(&job, &search, 1, NULL), NB_OK);
+    assert_int_equal(run(&f, "omniquant:lwc:awq_clip", 0, NULL), NB_OK);
+    for (int i = 0; i < 48 * 2; i++) {
+        clipped += hi[i] < 0.97f;
+        assert_true(fabsf(f.job.clip_hi[NB_UP][i] - fminf(hi[i], 0.98201379f)) < 1e-6f);
+        assert_true(fabsf(f.job.clip_lo[NB_UP][i] - fminf(lo[i], 0.98201379f)) < 1e-6f);
+    }
+    assert_true(clipped > 10);
     omni_end(&f);
 }
 
@@ -354,6 +401,82 @@ static void test_wild_rates(void **state)
     }
 }
 
+/* ---- what is kept --------------------------------------------------------------------------- */
+
+static void read_back(const nb_trainer *t, double *v)
+{
+    int64_t n = t->let.n, m = t->lwc.logits.cols;
+    const nb_view views[] = {t->lwc.logits, t->lwc.m, t->lwc.v, t->lwc.best};
+    const double *const vectors[] = {t->let.param, t->let.m, t->let.v, t->let_best};
+    for (int i = 0; i < 4; i++, v += n + m) {
+        t->job->be->ops->download(t->job->be, views[i], v, NB_F64);
+        memcpy(v + m, vectors[i], (size_t)n * sizeof *v);
+    }
+}
+
+/* In the middle of a ladder, with faults: all of it comes back, to the bit, and the next epoch is
+ * that of the trainer that went on. */
+static void check_kept(const char *device, const char *dir)
+{
+    static double want[20000], got[20000];
+    nb_training place = {.dir = dir, .run = "the run"};
+    nb_train_mark at = {.level = 1, .epoch = 2, .faults = 2, .best = 1.0 / 3}, back = {0};
+    nb_trainer t[2];
+    double loss[2];
+    bool finite, found;
+    omni_fixture f;
+    omni_begin(&f, &w4a4, device, 1);
+    nb_trainer_options o = all_options(&f);
+    json_t *report = json_pack("{s:f}", "loss", 0.1), *other = json_object();
+    f.job.training = &place;
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(nb_trainer_create(&t[i], &f.job, &o, NULL), NB_OK);
+        assert_int_equal(nb_trainer_reset(&t[i], NB_LWC_START, false, NULL), NB_OK);
+    }
+    assert_int_equal(nb_trainer_recall(&t[1], "step", &back, other, &found, NULL), NB_OK);
+    assert_false(found);
+    t[0].train_lwc = t[0].train_let = true;
+    t[0].lwc_rate = 0.01 / 3;
+    t[0].let_rate = 0.005 / 3;
+    nb_trainer_save(&t[0]);
+    assert_int_equal(nb_trainer_epoch(&t[0], &loss[0], &finite, NULL), NB_OK);
+    assert_int_equal(nb_trainer_keep(&t[0], "step", &at, report, NULL), NB_OK);
+    assert_int_equal(nb_trainer_recall(&t[1], "other", &back, other, &found, NULL), NB_OK);
+    assert_false(found);
+    assert_int_equal(nb_trainer_recall(&t[1], "step", &back, other, &found, NULL), NB_OK);
+    assert_true(found && json_equal(report, other));
+    assert_true(back.level == 1 && back.epoch == 2 && back.faults == 2 && back.best == at.best);
+    assert_true(t[1].train_lwc && t[1].train_let && t[1].step == t[0].step);
+    assert_true(t[1].lwc_rate == t[0].lwc_rate && t[1].let_rate == t[0].let_rate);
+    assert_int_equal(t[1].total, OMNI_WINDOWS);
+    assert_true(4 * (t[0].let.n + t[0].lwc.logits.cols) <= (int64_t)NB_COUNT(want));
+    for (int epoch = 0; epoch < 2; epoch++) {
+        read_back(&t[0], want);
+        read_back(&t[1], got);
+        assert_memory_equal(want, got, sizeof want);
+        for (int i = 0; i < 2; i++) {
+            assert_int_equal(nb_trainer_epoch(&t[i], &loss[i], &finite, NULL), NB_OK);
+        }
+        assert_true(finite && loss[0] == loss[1]);
+    }
+    for (int i = 0; i < 2; i++) nb_trainer_free(&t[i]);
+    json_decref(report);
+    json_decref(other);
+    omni_end(&f);
+}
+
+static void test_kept(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const devices[] = {"cpu", "ref64"};
+    for (int i = 0; i < 2; i++) {
+        char dir[] = "/tmp/nibble-kept-XXXXXX";
+        assert_non_null(mkdtemp(dir));
+        check_kept(devices[i], dir);
+        assert_int_equal(nb_remove_tree(dir, NULL), NB_OK);
+    }
+}
+
 /* A target with a NaN: no level of training helps, and min-max itself is not finite. */
 static void test_not_finite(void **state)
 {
@@ -362,7 +485,8 @@ static void test_not_finite(void **state)
     nb_error err = {0};
     float nan = NAN;
     omni_begin(&f, &w2, "cpu", 1);
-    f.be->ops->upload(f.be, nb_view_cols(nb_view_rows(f.job.target, 2, 1), 3, 1), &nan, NB_F32);
+    f.be->ops->upload(f.be, nb_view_cols(nb_view_rows(omni_all(f.job.target), 2, 1), 3, 1), &nan,
+                      NB_F32);
     assert_int_equal(run(&f, "omniquant:lwc", 2, &err), NB_ENUMERIC);
     assert_non_null(strstr(err.message, "blk.0"));
     omni_end(&f);
@@ -377,7 +501,7 @@ static void test_ladder(void **state)
     float target[OMNI_R * 32];
     for (int i = 0; i < OMNI_R * 32; i++) target[i] = i % 3 ? 3e38f : -3e38f;
     omni_begin(&f, &w4a4, "cpu", 1);
-    f.be->ops->upload(f.be, f.job.target, target, NB_F32);
+    f.be->ops->upload(f.be, omni_all(f.job.target), target, NB_F32);
     assert_int_equal(run(&f, "omniquant:lwc:let", 2, NULL), NB_OK);
     json_t *faults = json_object_get(json_object_get(f.job.report, "omniquant"), "fallbacks");
     assert_int_equal(json_array_size(faults), 9);
@@ -395,6 +519,7 @@ static void test_refused(void **state)
     omni_fixture f;
     omni_begin(&f, &w2, "cpu", 1);
     assert_int_equal(run(&f, "omniquant", 2, NULL), NB_EUSAGE);
+    assert_int_equal(run(&f, "omniquant:let:awq_clip", 2, NULL), NB_EUSAGE);
     omni_parse(&f.acts[NB_K], "int8:token");
     assert_int_equal(run(&f, "omniquant:lwc", 2, NULL), NB_EUSAGE);
     omni_end(&f);
@@ -403,14 +528,11 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradients),
-        cmocka_unit_test(test_equivalence),
-        cmocka_unit_test(test_loss_falls),
-        cmocka_unit_test(test_no_epochs),
-        cmocka_unit_test(test_stored_as_trained),
-        cmocka_unit_test(test_thread_count),
-        cmocka_unit_test(test_wild_rates),
-        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_gradients),      cmocka_unit_test(test_equivalence),
+        cmocka_unit_test(test_loss_falls),     cmocka_unit_test(test_no_epochs),
+        cmocka_unit_test(test_awq_clip_start), cmocka_unit_test(test_stored_as_trained),
+        cmocka_unit_test(test_thread_count),   cmocka_unit_test(test_wild_rates),
+        cmocka_unit_test(test_kept),           cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_ladder),
         cmocka_unit_test(test_refused),
     };

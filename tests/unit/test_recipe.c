@@ -59,7 +59,7 @@ static void test_formats(void **state)
                            "  fc1: {weights: bf16}\n"
                            "  out_proj: {acts: none}\n"
                            "  gate: {weights: f16, acts: mxfp8}\n"
-                           "sequential: true\ncalib_acts: fp\n",
+                           "rope: half\nsequential: true\ncalib_acts: fp\n",
                            NULL),
                      NB_OK);
     assert_int_equal(nb_recipe_check(&r, NULL), NB_OK);
@@ -81,6 +81,7 @@ static void test_formats(void **state)
     assert_string_equal(a.k.word, "dialect:b16");
     assert_string_equal(a.v.word, "dialect:b32");
     assert_string_equal(a.p.word, "mxfp4");
+    assert_int_equal(r.rope, NB_ORDER_HALF);
     assert_true(r.sequential && r.fp_stats);
     assert_int_equal(parse(&r, "weights: int4:g128\nkv: fp8:token\n", NULL), NB_OK);
     a = nb_recipe_attn(&r);
@@ -101,6 +102,7 @@ static void test_defaults(void **state)
     assert_int_equal(r.n_steps, 2);
     assert_null(r.acts.family);
     assert_null(r.embedding.family);
+    assert_int_equal(r.rope, NB_ORDER_OWN);
 }
 
 /* Writing and reading again gives the same recipe, and the same text. */
@@ -110,6 +112,8 @@ static void test_round_trip(void **state)
     static const char *const texts[] = {
         "weights: int4:g128\n",
         "name: x\nweights: bf16\nmethod: [nearest]\nseed: 7\n",
+        "weights: int4:g128\nrope: half\n",
+        "rope: interleaved\nweights: int4:g128\n",
         "weights: int2:g64:sym\nacts: int8:token:asym\nembedding: f16\nmethod: [mse, nearest]\n",
         "weights: int4:g64\nkv: int8:token\nkeys: none\nquery: fp8:token\nprobs: mxfp4\n"
         "linears: {q: {acts: int8:token}, fc2: {weights: f16}, v: {weights: mxfp4, acts: none}}\n"
@@ -148,6 +152,8 @@ static void test_bad(void **state)
         {"name: ../../etc\n", "line 1, column 7", "name"},
         {"name: \"a\\0b\"\n", "line 1, column 7", "NUL"},
         {"seed: -1\n", "line 1, column 7", "whole number"},
+        {"rope: neox\n", "line 1, column 7", "expected half or interleaved, found \"neox\""},
+        {"rope: [half]\n", "line 1, column 7", "expected a word"},
         {"seed: 4294967296\n", "line 1, column 7", "whole number"},
         {"samples: 1.5\n", "line 1, column 10", "whole number"},
         {"samples: 99999999999999999999\n", "line 1, column 10", "whole number"},
@@ -236,11 +242,13 @@ static void test_override(void **state)
     assert_int_equal(r.samples, 16);
     assert_int_equal(r.seed, 5);
     opt.weights = "int3:g64";
+    opt.rope = "interleaved";
     opt.method = "mse,nearest";
     opt.samples = 8;
     opt.seed = 0;
     assert_int_equal(nb_recipe_override(&r, &opt, NULL), NB_OK);
     assert_string_equal(r.weights.word, "int3:g64");
+    assert_int_equal(r.rope, NB_ORDER_INTERLEAVED);
     assert_string_equal(r.steps[0].word, "mse");
     assert_int_equal(r.samples, 8);
     assert_int_equal(r.seed, 0);

@@ -56,7 +56,7 @@ static void test_golden_clip(void **state)
     nb_view du = upload(be, 1, 1, logit), dl = upload(be, 1, 1, logit), no = {0};
     nb_view y = upload(be, 1, 6, golden_w), sum = upload(be, 1, 6, golden_w);
     be->ops->clip_forward(be, y, w, no, no, u, l, &f);
-    be->ops->clip_backward(be, du, dl, sum, g, w, no, no, u, l, &f);
+    be->ops->clip_backward(be, du, dl, sum, g, w, no, no, u, l, false, &f);
     double got[6];
     take(be, y, got);
     check_near(got, (const double[]){-h, -h, 0, h, 2 * h, 0}, 6, 1e-7);
@@ -138,25 +138,31 @@ typedef struct frozen {
     nb_format f;
     int64_t groups;
     bool clipped; /* a weight; else activations */
-    double w[SIZE], g[SIZE], row[ROWS], col[COLS], u[SIZE], l[SIZE];
+    bool moved;   /* a weight with offsets v, frozen at v0; u and l are its ratios themselves */
+    double w[SIZE], g[SIZE], row[ROWS], col[COLS], u[SIZE], l[SIZE], v[SIZE], v0[SIZE];
     bool inside[SIZE];
     double omega[SIZE]; /* level - w/h inside, level outside */
-    double h0[SIZE], smooth0[SIZE];
+    bool zero;          /* the zero point learns: what saturated stays at its end of the range */
+    double h0[SIZE], smooth0[SIZE], lo0[SIZE], hi0[SIZE];
     nb_grid grid[SIZE];
 } frozen;
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+
+static double ratio(const frozen *z, double x)
+{
+    if (!z->clipped) return 1;
+    return z->moved ? x : sigmoid(x);
+}
 
 static double value_at(const frozen *z, int64_t i, int64_t j)
 {
     return z->w[i * COLS + j] * z->row[i] * z->col[j];
 }
 
-/* Scale of group k (counted through all rows) as a smooth function of its range; by_clip: of the
- * clip ratios, where stepped scales move, too. */
-static double smooth_scale(const frozen *z, int64_t k, bool by_clip)
+/* Range of group k, counted through all rows. */
+static void range_of(const frozen *z, int64_t k, double *out_lo, double *out_hi)
 {
-    const nb_grid *grid = &z->grid[k];
     int64_t i = k / z->groups, at = nb_group_begin(&z->f, k % z->groups);
     int64_t end = at + nb_group_length(&z->f, COLS, k % z->groups);
     double lo = 0, hi = 0;
@@ -164,12 +170,29 @@ static double smooth_scale(const frozen *z, int64_t k, bool by_clip)
         lo = fmin(lo, value_at(z, i, j));
         hi = fmax(hi, value_at(z, i, j));
     }
-    lo *= z->clipped ? sigmoid(z->l[k]) : 1;
-    hi *= z->clipped ? sigmoid(z->u[k]) : 1;
+    *out_lo = lo * ratio(z, z->l[k]);
+    *out_hi = hi * ratio(z, z->u[k]);
+}
+
+/* Its scale as a smooth function of that; by_clip: of the clip ratios, where stepped scales move,
+ * too. */
+static double smooth_scale(const frozen *z, int64_t k, bool by_clip)
+{
+    const nb_grid *grid = &z->grid[k];
+    double lo, hi;
+    range_of(z, k, &lo, &hi);
     double width = grid->rule == NB_SCALE_RANGE ? hi - lo : fmax(-lo, hi);
     if (grid->rule == NB_SCALE_STEPPED) return by_clip ? width : 0;
     double scale = width / grid->span;
     return scale < grid->scale_min || scale > grid->scale_max ? 0 : scale;
+}
+
+/* By how much what saturated in group k moves with its end, where the zero point learns. */
+static double end_shift(const frozen *z, int64_t k, double level)
+{
+    double lo, hi;
+    range_of(z, k, &lo, &hi);
+    return level > 0 ? hi - z->hi0[k] : lo - z->lo0[k];
 }
 
 /* sum g w^ */
@@ -185,7 +208,13 @@ static double objective(const frozen *z, bool by_clip)
         }
         for (int64_t j = at; j < end; j++) {
             int64_t e = i * COLS + j;
-            sum += z->g[e] * ((z->inside[e] ? value_at(z, i, j) : 0) + z->omega[e] * h);
+            double inside = value_at(z, i, j) + (z->v[e] - z->v0[e]) * h;
+            bool ends = z->zero && smooth > 0 && z->grid[k].rule == NB_SCALE_RANGE;
+            if (ends && !z->inside[e]) {
+                sum += z->g[e] * (z->omega[e] * z->h0[k] + end_shift(z, k, z->omega[e]));
+                continue;
+            }
+            sum += z->g[e] * ((z->inside[e] ? inside : 0) + z->omega[e] * h);
         }
     }
     return sum;
@@ -197,8 +226,9 @@ static void freeze_row(frozen *z, int64_t i)
     nb_qparam p[COLS] = {{0}};
     for (int64_t j = 0; j < COLS; j++) w[j] = (float)value_at(z, i, j);
     for (int64_t g = 0; g < z->groups; g++) {
-        lo[g] = nb_clip_ratio((float)z->l[i * z->groups + g]);
-        hi[g] = nb_clip_ratio((float)z->u[i * z->groups + g]);
+        float l = (float)z->l[i * z->groups + g], u = (float)z->u[i * z->groups + g];
+        lo[g] = z->moved ? l : nb_clip_ratio(l);
+        hi[g] = z->moved ? u : nb_clip_ratio(u);
     }
     if (z->clipped) {
         nb_format_fit_row(&z->f, w, NULL, COLS, lo, hi, p);
@@ -210,6 +240,9 @@ static void freeze_row(frozen *z, int64_t i)
         uint8_t codes[COLS];
         float back[COLS];
         nb_grid *grid = &z->grid[i * z->groups + g];
+        for (int64_t j = at; z->moved && j < at + n; j++) {
+            w[j] = nb_offset_weight(w[j], (float)z->v[i * COLS + j], p[g].scale);
+        }
         z->f.family->encode(&z->f, &p[g], w + at, n, codes);
         z->f.family->decode(&z->f, &p[g], codes, n, back);
         z->f.family->grid(&z->f, &p[g], grid);
@@ -257,7 +290,10 @@ static frozen *make_frozen(const char *word, bool clipped, uint64_t seed)
 static double difference(frozen *z, double *x, bool by_clip)
 {
     const double step = 1e-6;
-    for (int64_t k = 0; k < ROWS * z->groups; k++) z->smooth0[k] = smooth_scale(z, k, by_clip);
+    for (int64_t k = 0; k < ROWS * z->groups; k++) {
+        z->smooth0[k] = smooth_scale(z, k, by_clip);
+        range_of(z, k, &z->lo0[k], &z->hi0[k]);
+    }
     double old = *x;
     *x = old + step;
     double up = objective(z, by_clip);
@@ -279,17 +315,18 @@ static void check_gradient(const char *word, const char *what, frozen *z, double
     }
 }
 
-static void check_clip(const char *word, uint64_t seed)
+static void check_clip(const char *word, uint64_t seed, bool zero)
 {
     nb_backend *be = make_backend("ref64", 1, NB_COMPUTE_F32, ~0u);
     frozen *z = make_frozen(word, true, seed);
+    z->zero = zero;
     int64_t n = ROWS * z->groups;
     nb_view w = upload(be, ROWS, COLS, z->w), g = upload(be, ROWS, COLS, z->g);
     nb_view row = upload(be, 1, ROWS, z->row), col = upload(be, 1, COLS, z->col);
     nb_view u = upload(be, ROWS, z->groups, z->u), l = upload(be, ROWS, z->groups, z->l);
     nb_view sum = upload(be, 1, COLS, z->col);
     double got[SIZE];
-    be->ops->clip_backward(be, u, l, sum, g, w, row, col, u, l, &z->f);
+    be->ops->clip_backward(be, u, l, sum, g, w, row, col, u, l, zero, &z->f);
     take(be, u, got);
     check_gradient(word, "du", z, z->u, n, got, true, NULL);
     take(be, l, got);
@@ -309,8 +346,84 @@ static void test_clip(void **state)
         "fp4:g16",  "fp4e3m0:row", "fp6:g8",     "fp8:row",    "nvfp4",        "mxfp4",
         "mxint8",   "dialect:b16", "fp4:g16:m2", "fp4:g16:m1", "nvfp4:46"};
     for (size_t i = 0; i < NB_COUNT(words); i++) {
-        for (uint64_t seed = 1; seed <= 3; seed++) check_clip(words[i], seed);
+        for (uint64_t seed = 1; seed <= 6; seed++) check_clip(words[i], seed, seed > 3);
     }
+}
+
+/* The same rows, with ratios in place of logits and offsets. */
+static frozen *make_moved(const char *word, uint64_t seed)
+{
+    frozen *z = make_frozen(word, true, seed);
+    nb_rng r = {seed + 100};
+    z->moved = true;
+    for (int64_t i = 0; i < SIZE; i++) z->u[i] = (float)(1 - 0.5 * nb_rng_uniform(&r));
+    for (int64_t i = 0; i < SIZE; i++) z->l[i] = (float)(1 - 0.5 * nb_rng_uniform(&r));
+    for (int64_t i = 0; i < SIZE; i++) z->v[i] = z->v0[i] = (float)(nb_rng_uniform(&r) - 0.5);
+    for (int64_t i = 0; i < ROWS; i++) z->row[i] = 1;
+    for (int64_t j = 0; j < COLS; j++) z->col[j] = 1;
+    for (int64_t i = 0; i < ROWS; i++) freeze_row(z, i);
+    return z;
+}
+
+static void check_round(const char *word, uint64_t seed, bool zero)
+{
+    nb_backend *be = make_backend("ref64", 1, NB_COMPUTE_F32, ~0u);
+    frozen *z = make_moved(word, seed);
+    z->zero = zero;
+    int64_t n = ROWS * z->groups;
+    nb_view w = upload(be, ROWS, COLS, z->w), g = upload(be, ROWS, COLS, z->g);
+    nb_view v = upload(be, ROWS, COLS, z->v), hi = upload(be, ROWS, z->groups, z->u);
+    nb_view lo = upload(be, ROWS, z->groups, z->l), dhi = upload(be, ROWS, z->groups, z->u);
+    nb_view dlo = upload(be, ROWS, z->groups, z->l);
+    double got[SIZE];
+    be->ops->round_backward(be, g, dhi, dlo, g, w, v, hi, lo, zero, &z->f);
+    take(be, g, got);
+    check_gradient(word, "dv", z, z->v, SIZE, got, false, NULL);
+    take(be, dhi, got);
+    check_gradient(word, "dhi", z, z->u, n, got, true, NULL);
+    take(be, dlo, got);
+    check_gradient(word, "dlo", z, z->l, n, got, true, NULL);
+    drop(be, w), drop(be, v), drop(be, hi), drop(be, lo);
+    free(z);
+    nb_backend_free(be);
+}
+
+static void test_round(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const words[] = {"int2:row",     "int3:g8", "int4:g32", "int8:row",
+                                        "int3:g16:sym", "fp4:g16", "mxfp4",    "dialect:b16"};
+    for (size_t i = 0; i < NB_COUNT(words); i++) {
+        for (uint64_t seed = 1; seed <= 6; seed++) check_round(words[i], seed, seed > 3);
+    }
+}
+
+/* By hand: scale 1, zero point 1, levels -1 to 2. 0.4 is moved up, 1.4 is not; 1.9 is moved beyond
+ * the end and has no gradient of its own. */
+static void test_golden_round(void **state)
+{
+    NB_UNUSED(state);
+    nb_backend *be = make_backend("ref64", 1, NB_COMPUTE_F32, ~0u);
+    nb_format f = parse("int2:row:f32");
+    const double w[] = {-1, 0.4f, 1.4f, 2, 2}, v[] = {0, 0.25, -0.25, 0, 0.5};
+    const double one = 1, g[] = {1, 2, 4, 8, 16};
+    nb_view vw = upload(be, 1, 5, w), vv = upload(be, 1, 5, v), vg = upload(be, 1, 5, g);
+    nb_view hi = upload(be, 1, 1, &one), lo = upload(be, 1, 1, &one), y = upload(be, 1, 5, w);
+    nb_view dhi = upload(be, 1, 1, &one), dlo = upload(be, 1, 1, &one);
+    double got[5];
+    be->ops->round_forward(be, y, vw, vv, hi, lo, &f);
+    be->ops->round_backward(be, vg, dhi, dlo, vg, vw, vv, hi, lo, false, &f);
+    take(be, y, got);
+    check_near(got, (const double[]){-1, 1, 1, 2, 2}, 5, 0);
+    take(be, vg, got);
+    check_near(got, (const double[]){1, 2, 4, 8, 16}, 5, 0);
+    /* dh = sum g (level - w / h) = 2 0.6 - 4 0.4; dhi = dh max / 3, dlo = -dh min / 3 */
+    take(be, dhi, got);
+    check_near(got, &(const double){-0.4 * 2 / 3}, 1, 1e-6);
+    take(be, dlo, got);
+    check_near(got, &(const double){-0.4 / 3}, 1, 1e-6);
+    drop(be, vw), drop(be, vv), drop(be, hi), drop(be, lo);
+    nb_backend_free(be);
 }
 
 static void test_quant(void **state)
@@ -343,7 +456,7 @@ static void test_floor(void **state)
     const double w[8] = {1e-6, -2e-6, 3e-6, 4e-6, 0, 1e-5, 0, 0}, g[8] = {1, 2, 3, 4, 5, 6, 7, 8};
     nb_view vw = upload(be, 1, 8, w), vg = upload(be, 1, 8, g), u = upload(be, 1, 1, g);
     nb_view l = upload(be, 1, 1, g), no = {0};
-    be->ops->clip_backward(be, u, l, no, vg, vw, no, no, u, l, &f);
+    be->ops->clip_backward(be, u, l, no, vg, vw, no, no, u, l, true, &f);
     double du, dl;
     take(be, u, &du);
     take(be, l, &dl);
@@ -378,6 +491,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden_clip), cmocka_unit_test(test_golden_quant),
         cmocka_unit_test(test_grids),       cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_round),       cmocka_unit_test(test_golden_round),
         cmocka_unit_test(test_quant),       cmocka_unit_test(test_floor),
         cmocka_unit_test(test_not_finite),
     };

@@ -140,6 +140,15 @@ static void rope(float *x, const float *cos, const float *sin, int64_t half)
     }
 }
 
+static void rope_interleaved(float *x, const float *cos, const float *sin, int64_t half)
+{
+    for (int64_t i = 0; i < half; i++) {
+        float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = a * cos[i] - b * sin[i];
+        x[2 * i + 1] = b * cos[i] + a * sin[i];
+    }
+}
+
 static float max(const float *x, int64_t n)
 {
     float m = -INFINITY;
@@ -216,6 +225,7 @@ void nb_kernels_init_ref(nb_kernels *k)
         .relu = relu,
         .gelu = gelu,
         .rope = rope,
+        .rope_interleaved = rope_interleaved,
         .max = max,
         .argmax = argmax,
         .exp_sum = exp_sum,

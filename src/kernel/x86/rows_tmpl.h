@@ -235,6 +235,16 @@ static void rope(float *x, const float *cos, const float *sin, int64_t half)
     }
 }
 
+static void rope_interleaved(float *x, const float *cos, const float *sin, int64_t half)
+{
+    for (int64_t i = 0; i < half; i += VLEN / 2) {
+        int64_t left = half - i < VLEN / 2 ? half - i : VLEN / 2;
+        vf a = v_load_n(x + 2 * i, 2 * left);
+        vf c = v_load_twice_n(cos + i, left), s = v_load_twice_n(sin + i, left);
+        v_store_n(x + 2 * i, v_fma(v_swap_pairs(a), v_negate_even(s), v_mul(a, c)), 2 * left);
+    }
+}
+
 /* ---- norms ----------------------------------------------------------------------------- */
 
 /* out = (x - mean) r w + b */
@@ -381,6 +391,7 @@ void INIT_ROWS(nb_kernels *k)
     k->silu = silu;
     k->relu = relu;
     k->rope = rope;
+    k->rope_interleaved = rope_interleaved;
     k->max = max;
     k->argmax = argmax;
     k->exp_sum = exp_sum;

@@ -38,6 +38,18 @@ static inline vf v_fill_n(vf a, float fill, int64_t n)
     return _mm256_blendv_ps(_mm256_set1_ps(fill), a, _mm256_castsi256_ps(v_lanes(n)));
 }
 
+/* n floats, each of them twice; n from 1 to VLEN / 2. */
+static inline vf v_load_twice_n(const float *p, int64_t n)
+{
+    vf a = _mm256_castps128_ps256(_mm_maskload_ps(p, _mm256_castsi256_si128(v_lanes(n))));
+    return _mm256_permutevar8x32_ps(a, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+}
+static inline vf v_swap_pairs(vf a) { return _mm256_permute_ps(a, 0xb1); }
+static inline vf v_negate_even(vf a) /* lanes 0, 2, ... */
+{
+    return _mm256_xor_ps(a, _mm256_castsi256_ps(_mm256_set1_epi64x(0x80000000)));
+}
+
 /* 2^n for whole n in [-126, 127]: the exponent field. */
 static inline vf v_pow2(vf n)
 {

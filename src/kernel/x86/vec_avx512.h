@@ -36,6 +36,18 @@ static inline vf v_fill_n(vf a, float fill, int64_t n)
     return _mm512_mask_mov_ps(_mm512_set1_ps(fill), v_lanes(n), a);
 }
 
+/* n floats, each of them twice; n from 1 to VLEN / 2. */
+static inline vf v_load_twice_n(const float *p, int64_t n)
+{
+    __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return _mm512_permutexvar_ps(twice, v_load_n(p, n));
+}
+static inline vf v_swap_pairs(vf a) { return _mm512_permute_ps(a, 0xb1); }
+static inline vf v_negate_even(vf a) /* lanes 0, 2, ... */
+{
+    return _mm512_xor_ps(a, _mm512_castsi512_ps(_mm512_set1_epi64(0x80000000)));
+}
+
 /* a 2^n for whole n; underflow goes through the denormals to 0. */
 static inline vf v_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }
 

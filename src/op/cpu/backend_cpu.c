@@ -155,6 +155,7 @@ static void copy(nb_backend *be, nb_view dst, nb_view src)
 
 const nb_ops nb_ops_cpu = {
     .name = "cpu",
+    .real = NB_F32,
     .create = cpu_create,
     .destroy = cpu_destroy,
     .sync = cpu_sync,
@@ -196,6 +197,9 @@ const nb_ops nb_ops_cpu = {
     .quant_backward = nb_cpu_quant_backward,
     .clip_forward = nb_cpu_clip_forward,
     .clip_backward = nb_cpu_clip_backward,
+    .round_forward = nb_cpu_round_forward,
+    .round_backward = nb_cpu_round_backward,
     .mse_backward = nb_cpu_mse_backward,
     .adamw_step = nb_cpu_adamw_step,
+    .sign_step = nb_cpu_sign_step,
 };

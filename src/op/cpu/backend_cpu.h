@@ -129,7 +129,7 @@ void nb_cpu_kv_attention(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, cons
 
 /* pointwise_cpu.c */
 void nb_cpu_norm_forward(nb_backend *be, nb_view out, nb_view x, const nb_norm *norm);
-void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table);
+void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved);
 void nb_cpu_add_forward(nb_backend *be, nb_view out, nb_view a, nb_view b);
 void nb_cpu_glu_forward(nb_backend *be, nb_view out, nb_view gate, nb_view up, nb_act_kind act);
 void nb_cpu_act_forward(nb_backend *be, nb_view out, nb_view x, nb_act_kind act);
@@ -140,14 +140,15 @@ void nb_cpu_bias_forward(nb_backend *be, nb_view x, nb_view bias);
 void nb_cpu_col_sum(nb_backend *be, nb_view out, nb_view a, nb_view b, bool add);
 void nb_cpu_norm_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, const nb_norm *norm,
                           bool add);
-void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table);
+void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved);
 void nb_cpu_glu_backward(nb_backend *be, nb_view dgate, nb_view dup, nb_view dout, nb_view gate,
                          nb_view up, nb_act_kind act);
 void nb_cpu_act_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, nb_act_kind act);
-double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
-                           bool add);
+double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, bool unit,
+                           double scale, bool add);
 void nb_cpu_adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, nb_view v, double lr,
                        double beta1, double beta2, double eps, int64_t t);
+void nb_cpu_sign_step(nb_backend *be, nb_view param, nb_view grad, double lr, double lo, double hi);
 /* out [1, C] = sum over blocks of partial [n_blocks, C], which is overwritten (+ out). */
 void nb_cpu_sum_blocks(nb_backend *be, nb_view out, float *partial, int64_t n_blocks, bool add);
 
@@ -162,8 +163,13 @@ void nb_cpu_quant_backward(nb_backend *be, nb_view dx, nb_view g, nb_view x, con
 void nb_cpu_clip_forward(nb_backend *be, nb_view out, nb_view w, nb_view row, nb_view col,
                          nb_view u, nb_view l, const nb_format *fmt);
 void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
-                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
+                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l, bool zero,
                           const nb_format *fmt);
+void nb_cpu_round_forward(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_view hi, nb_view lo,
+                          const nb_format *fmt);
+void nb_cpu_round_backward(nb_backend *be, nb_view dv, nb_view dhi, nb_view dlo, nb_view g,
+                           nb_view w, nb_view v, nb_view hi, nb_view lo, bool zero,
+                           const nb_format *fmt);
 
 /* loss_cpu.c */
 void nb_cpu_nll_forward(nb_backend *be, double *nll, nb_view logits, const int32_t *targets);

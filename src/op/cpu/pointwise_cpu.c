@@ -15,7 +15,7 @@ void nb_cpu_norm_forward(nb_backend *be, nb_view out, nb_view x, const nb_norm *
     }
 }
 
-void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table)
+void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved)
 {
     const nb_kernels *k = &nb_cpu_of(be)->k;
     int64_t D = x.cols / n_heads, half = table.cols / 2;
@@ -23,7 +23,10 @@ void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table)
 #pragma omp parallel for num_threads(be->threads) if (x.rows * x.cols > NB_CPU_PARALLEL_MIN)
     for (int64_t t = 0; t < x.rows; t++) {
         const float *cos = nb_cpu_row(table, t);
-        for (int h = 0; h < n_heads; h++) k->rope(nb_cpu_row(x, t) + h * D, cos, cos + half, half);
+        for (int h = 0; h < n_heads; h++) {
+            float *head = nb_cpu_row(x, t) + h * D;
+            (interleaved ? k->rope_interleaved : k->rope)(head, cos, cos + half, half);
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 /* Fake quantization of rows and its straight-through gradient (format/ste.h): activations by
- * quant_..., weights with learned clip ratios by clip_....
+ * quant_..., weights with learned clip ratios by clip_..., with learned rounding by round_....
  *
  * A row is worked through group by group while it is in the first cache. Grids of whole numbers,
  * whose fit is a matter of the range alone, go through kernels; all others through their own
@@ -15,7 +15,7 @@
 
 /* What a thread needs for one row. */
 typedef struct lane {
-    float *w, *back, *pass;   /* [n]: w only of scaled weights */
+    float *w, *back, *pass;   /* [n]: w only of scaled or moved weights */
     float *clip_lo, *clip_hi; /* [groups] */
     nb_qparam *p;             /* [groups] */
     nb_grid *grid;            /* [groups] */
@@ -150,15 +150,41 @@ static float scale_gradient(const job *j, const lane *l, int64_t g, const float 
     return scale > 0 ? sum / scale : 0;
 }
 
-/* pass += what the scale of group g hands to the extremes of the group. */
-static void add_extremes(const job *j, const lane *l, int64_t g, const float *w, float scale_grad)
+/* Gradients by the ends of a range. */
+typedef struct ends {
+    float lo, hi;
+} ends;
+
+/* Of group g with slopes s, from that by its scale; zero: its zero point learns (l->pass is there).
+ */
+static ends end_gradients(const job *j, const lane *l, int64_t g, nb_slope s, float by_scale,
+                          const float *grad, bool zero)
+{
+    ends d = {by_scale * (float)s.lo, by_scale * (float)s.hi};
+    double share = zero ? nb_zero_share(&l->grid[g], &l->p[g], s) : -1;
+    if (share < 0) return d;
+    int64_t at = nb_group_begin(j->f, g), end = at + nb_group_length(j->f, j->n, g);
+    float beyond = 0;
+#pragma omp simd reduction(+ : beyond)
+    for (int64_t i = at; i < end; i++) beyond += grad[i] - l->pass[i];
+    d.lo += beyond * (float)(1 - share);
+    d.hi += beyond * (float)share;
+    return d;
+}
+
+/* pass += what the range of group g hands to the extremes of the group. */
+static void add_extremes(const job *j, const lane *l, int64_t g, const float *w, ends d)
 {
     int64_t at = nb_group_begin(j->f, g), n = nb_group_length(j->f, j->n, g);
-    float beta = l->clip_lo[g], gamma = l->clip_hi[g];
-    nb_slope s = nb_grid_slope(&l->grid[g], beta * l->lo[g], gamma * l->hi[g]);
-    float lo = scale_grad * (float)s.lo * beta, hi = scale_grad * (float)s.hi * gamma;
-    if (l->hi[g] > 0 && s.hi != 0) j->k->add_where(l->pass + at, w + at, l->hi[g], hi, n);
-    if (l->lo[g] < 0 && s.lo != 0) j->k->add_where(l->pass + at, w + at, l->lo[g], lo, n);
+    float lo = d.lo * l->clip_lo[g], hi = d.hi * l->clip_hi[g];
+    if (l->hi[g] > 0 && hi != 0) j->k->add_where(l->pass + at, w + at, l->hi[g], hi, n);
+    if (l->lo[g] < 0 && lo != 0) j->k->add_where(l->pass + at, w + at, l->lo[g], lo, n);
+}
+
+/* Slopes of group g for the gradients of its values. */
+static nb_slope value_slope(const lane *l, int64_t g)
+{
+    return nb_grid_slope(&l->grid[g], l->clip_lo[g] * l->lo[g], l->clip_hi[g] * l->hi[g]);
 }
 
 /* ---- activations ----------------------------------------------------------------------- */
@@ -196,7 +222,8 @@ static void differentiate_row(const job *j, float *dx, const float *g, const flo
     lane l = thread_lane(j);
     fit_online(j, &l, x);
     for (int64_t i = 0; i < j->groups; i++) {
-        add_extremes(j, &l, i, x, scale_gradient(j, &l, i, x, g, l.pass));
+        float d = scale_gradient(j, &l, i, x, g, l.pass);
+        add_extremes(j, &l, i, x, end_gradients(j, &l, i, value_slope(&l, i), d, g, false));
     }
     memcpy(dx, l.pass, (size_t)j->n * sizeof *dx);
 }
@@ -224,6 +251,7 @@ void nb_cpu_quant_backward(nb_backend *be, nb_view dx, nb_view g, nb_view x, con
 /* A weight with its scales and clip logits, as op.h has them. */
 typedef struct clipped {
     nb_view w, row, col, u, l;
+    bool zero;
 } clipped;
 
 static void scale_columns(float *restrict w, const float *restrict col, int64_t n)
@@ -254,7 +282,7 @@ void nb_cpu_clip_forward(nb_backend *be, nb_view out, nb_view w, nb_view row, nb
                          nb_view u, nb_view l, const nb_format *fmt)
 {
     job j;
-    clipped c = {w, row, col, u, l};
+    clipped c = {w, row, col, u, l, false};
     if (!open_job(&j, be, fmt, w.cols)) return;
 #pragma omp parallel for num_threads(be->threads) if (is_large(w))
     for (int64_t i = 0; i < w.rows; i++) {
@@ -276,21 +304,23 @@ static void clip_row(const job *j, const clipped *c, int64_t i, nb_view du, nb_v
         /* 1 - sigmoid(x) = sigmoid(-x), without the cancellation */
         float beta_rest = nb_clip_ratio(-nb_cpu_row(c->l, i)[g]);
         float gamma_rest = nb_clip_ratio(-nb_cpu_row(c->u, i)[g]);
-        float d = scale_gradient(j, &a, g, w, grad, colsum ? a.pass : NULL);
+        float d = scale_gradient(j, &a, g, w, grad, colsum || c->zero ? a.pass : NULL);
         nb_slope s = nb_grid_clip_slope(&a.grid[g], a.p[g].scale, beta * a.lo[g], gamma * a.hi[g]);
-        if (colsum) add_extremes(j, &a, g, w, d);
-        nb_cpu_row(du, i)[g] = d * (float)s.hi * a.hi[g] * gamma * gamma_rest;
-        nb_cpu_row(dl, i)[g] = d * (float)s.lo * a.lo[g] * beta * beta_rest;
+        ends e = end_gradients(j, &a, g, s, d, grad, c->zero);
+        nb_slope v = value_slope(&a, g);
+        if (colsum) add_extremes(j, &a, g, w, end_gradients(j, &a, g, v, d, grad, c->zero));
+        nb_cpu_row(du, i)[g] = e.hi * a.hi[g] * gamma * gamma_rest;
+        nb_cpu_row(dl, i)[g] = e.lo * a.lo[g] * beta * beta_rest;
     }
     if (colsum) j->k->mul_add(colsum, j->groups ? a.pass : grad, w, j->n);
 }
 
 void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
-                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l,
+                          nb_view w, nb_view row, nb_view col, nb_view u, nb_view l, bool zero,
                           const nb_format *fmt)
 {
     job j;
-    clipped c = {w, row, col, u, l};
+    clipped c = {w, row, col, u, l, zero};
     if (w.rows == 0 || !open_job(&j, be, fmt, w.cols)) return;
     int64_t blocks = (w.rows + ROW_BLOCK - 1) / ROW_BLOCK, n = w.cols;
     float *partial = NULL;
@@ -308,4 +338,79 @@ void nb_cpu_clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum
         }
     }
     if (partial) nb_cpu_sum_blocks(be, colsum, partial, blocks, false);
+}
+
+/* ---- learned rounding ------------------------------------------------------------------ */
+
+/* A weight with its offsets and clip ratios, as op.h has them. */
+typedef struct rounded {
+    nb_view w, v, hi, lo;
+    bool zero;
+} rounded;
+
+static void move_group(float *restrict out, const float *restrict w, const float *restrict v,
+                       float scale, int64_t n)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = nb_offset_weight(w[i], v[i], scale);
+}
+
+/* Row i fitted as it is and, in the lane, moved by its offsets. */
+static void load_moved(const job *j, const rounded *r, lane *l, int64_t i)
+{
+    const float *w = nb_cpu_row(r->w, i), *v = nb_cpu_row(r->v, i);
+    memcpy(l->clip_lo, nb_cpu_row(r->lo, i), (size_t)j->groups * sizeof *l->clip_lo);
+    memcpy(l->clip_hi, nb_cpu_row(r->hi, i), (size_t)j->groups * sizeof *l->clip_hi);
+    fit_clipped(j, l, w);
+    for (int64_t g = 0; g < j->groups; g++) {
+        int64_t at = nb_group_begin(j->f, g);
+        move_group(l->w + at, w + at, v + at, l->p[g].scale, nb_group_length(j->f, j->n, g));
+    }
+}
+
+void nb_cpu_round_forward(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_view hi, nb_view lo,
+                          const nb_format *fmt)
+{
+    job j;
+    rounded r = {w, v, hi, lo, false};
+    assert(nb_format_is_quantized(fmt));
+    if (!open_job(&j, be, fmt, w.cols)) return;
+#pragma omp parallel for num_threads(be->threads) if (is_large(w))
+    for (int64_t i = 0; i < w.rows; i++) {
+        lane l = thread_lane(&j);
+        load_moved(&j, &r, &l, i);
+        round_row(&j, &l, l.w, nb_cpu_row(out, i));
+    }
+}
+
+/* Row i. The kernel's sums are of the moved weights; what moved them is taken back: pass . v. */
+static void moved_row(const job *j, const rounded *r, int64_t i, nb_view dv, nb_view dhi,
+                      nb_view dlo, const float *grad)
+{
+    lane l = thread_lane(j);
+    const float *v = nb_cpu_row(r->v, i);
+    load_moved(j, r, &l, i);
+    for (int64_t g = 0; g < j->groups; g++) {
+        int64_t at = nb_group_begin(j->f, g), n = nb_group_length(j->f, j->n, g);
+        float scale = l.p[g].scale, d = scale_gradient(j, &l, g, l.w, grad, l.pass);
+        d += j->k->dot_f32(l.pass + at, v + at, n);
+        nb_slope s =
+            nb_grid_clip_slope(&l.grid[g], scale, l.clip_lo[g] * l.lo[g], l.clip_hi[g] * l.hi[g]);
+        ends e = end_gradients(j, &l, g, s, d, grad, r->zero);
+        nb_cpu_row(dhi, i)[g] = e.hi * l.hi[g];
+        nb_cpu_row(dlo, i)[g] = e.lo * l.lo[g];
+        j->k->scale(nb_cpu_row(dv, i) + at, scale, l.pass + at, n);
+    }
+}
+
+void nb_cpu_round_backward(nb_backend *be, nb_view dv, nb_view dhi, nb_view dlo, nb_view g,
+                           nb_view w, nb_view v, nb_view hi, nb_view lo, bool zero,
+                           const nb_format *fmt)
+{
+    job j;
+    rounded r = {w, v, hi, lo, zero};
+    assert(nb_format_is_quantized(fmt));
+    if (!open_job(&j, be, fmt, w.cols)) return;
+#pragma omp parallel for num_threads(be->threads) if (is_large(w))
+    for (int64_t i = 0; i < w.rows; i++) moved_row(&j, &r, i, dv, dhi, dlo, nb_cpu_row(g, i));
 }

@@ -140,7 +140,7 @@ void nb_cpu_norm_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, con
 
 /* ---- positions, activations ------------------------------------------------------------ */
 
-void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table)
+void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved)
 {
     const nb_kernels *k = &nb_cpu_of(be)->k;
     int64_t D = x.cols / n_heads, half = table.cols / 2;
@@ -152,7 +152,10 @@ void nb_cpu_rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table)
         const float *cos = nb_cpu_row(table, t);
         float *sin = thread_row(rows, half);
         k->scale(sin, -1, cos + half, half);
-        for (int h = 0; h < n_heads; h++) k->rope(nb_cpu_row(x, t) + h * D, cos, sin, half);
+        for (int h = 0; h < n_heads; h++) {
+            float *head = nb_cpu_row(x, t) + h * D;
+            (interleaved ? k->rope_interleaved : k->rope)(head, cos, sin, half);
+        }
     }
 }
 
@@ -201,15 +204,26 @@ static double mse_row(float *dy, const float *y, const float *target, float scal
     return loss;
 }
 
-double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
-                           bool add)
+/* What the squared error of a token counts. */
+static double token_weight(const float *target, int64_t n)
+{
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += (double)target[i] * (double)target[i];
+    return sum > 0 ? (double)n / sum : 1;
+}
+
+double nb_cpu_mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, bool unit,
+                           double scale, bool add)
 {
     double loss = 0, *row = nb_cpu_scratch(be, NB_CPU_PANEL, (size_t)y.rows * sizeof *row);
     if (!row) return NAN;
 #pragma omp parallel for num_threads(be->threads) if (is_large(y))
     for (int64_t t = 0; t < y.rows; t++) {
-        row[t] = mse_row(nb_cpu_row(dy, t), nb_cpu_row(y, t), nb_cpu_row(target, t), (float)scale,
-                         y.cols, add);
+        const float *want = nb_cpu_row(target, t);
+        double weight = unit ? token_weight(want, y.cols) : 1;
+        row[t] = weight * mse_row(nb_cpu_row(dy, t), nb_cpu_row(y, t), want,
+                                  (float)(scale * weight), y.cols, add);
     }
     for (int64_t t = 0; t < y.rows; t++) loss += row[t];
     return loss;
@@ -241,6 +255,26 @@ void nb_cpu_adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, n
 #pragma omp parallel for num_threads(be->threads) if (is_large(param))
     for (int64_t r = 0; r < param.rows; r++) {
         adam_row(&a, nb_cpu_row(param, r), nb_cpu_row(grad, r), nb_cpu_row(m, r), nb_cpu_row(v, r),
+                 param.cols);
+    }
+}
+
+static void sign_row(float *restrict param, const float *restrict grad, float lr, float lo,
+                     float hi, int64_t n)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float x = param[i] - (grad[i] > 0 ? lr : 0) + (grad[i] < 0 ? lr : 0);
+        x = x < lo ? lo : x;
+        param[i] = x > hi ? hi : x;
+    }
+}
+
+void nb_cpu_sign_step(nb_backend *be, nb_view param, nb_view grad, double lr, double lo, double hi)
+{
+#pragma omp parallel for num_threads(be->threads) if (is_large(param))
+    for (int64_t r = 0; r < param.rows; r++) {
+        sign_row(nb_cpu_row(param, r), nb_cpu_row(grad, r), (float)lr, (float)lo, (float)hi,
                  param.cols);
     }
 }

@@ -66,18 +66,19 @@ static void norm_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, con
     }
 }
 
-static void rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table)
+static void rope_backward(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved)
 {
     NB_UNUSED(be);
     int64_t D = x.cols / n_heads, half = table.cols / 2;
+    int64_t step = interleaved ? 2 : 1, apart = interleaved ? 1 : half;
     for (int64_t t = 0; t < x.rows; t++) {
         const REAL *c = row(table, t), *s = c + half;
         for (int h = 0; h < n_heads; h++) {
             REAL *p = row(x, t) + h * D;
             for (int64_t i = 0; i < half; i++) {
-                REAL a = p[i], b = p[half + i];
-                p[i] = a * c[i] + b * s[i];
-                p[half + i] = b * c[i] - a * s[i];
+                REAL *first = p + step * i, *second = first + apart, a = *first, b = *second;
+                *first = a * c[i] + b * s[i];
+                *second = b * c[i] - a * s[i];
             }
         }
     }
@@ -122,16 +123,25 @@ static void act_backward(nb_backend *be, nb_view dx, nb_view dy, nb_view x, nb_a
     }
 }
 
-static double mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, double scale,
-                           bool add)
+/* What the squared error of a token counts. */
+static double token_weight(const REAL *target, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)target[i] * (double)target[i];
+    return sum > 0 ? (double)n / sum : 1;
+}
+
+static double mse_backward(nb_backend *be, nb_view dy, nb_view y, nb_view target, bool unit,
+                           double scale, bool add)
 {
     NB_UNUSED(be);
     double loss = 0;
     for (int64_t t = 0; t < y.rows; t++) {
+        double weight = unit ? token_weight(row(target, t), y.cols) : 1;
         for (int64_t c = 0; c < y.cols; c++) {
-            REAL d = row(y, t)[c] - row(target, t)[c], g = (REAL)scale * d;
+            REAL d = row(y, t)[c] - row(target, t)[c], g = (REAL)(scale * weight) * d;
             row(dy, t)[c] = add ? row(dy, t)[c] + g : g;
-            loss += (double)d * (double)d;
+            loss += weight * ((double)d * (double)d);
         }
     }
     return loss;
@@ -150,6 +160,19 @@ static void adamw_step(nb_backend *be, nb_view param, nb_view grad, nb_view m, n
             *m1 += (1 - b1) * (g - *m1);
             *m2 += (1 - b2) * (g * g - *m2);
             row(param, r)[c] -= rate * *m1 / (sqrt(*m2) / root + (REAL)eps);
+        }
+    }
+}
+
+static void sign_step(nb_backend *be, nb_view param, nb_view grad, double lr, double lo, double hi)
+{
+    NB_UNUSED(be);
+    for (int64_t r = 0; r < param.rows; r++) {
+        for (int64_t c = 0; c < param.cols; c++) {
+            REAL g = row(grad, r)[c], *p = row(param, r) + c;
+            REAL x = *p - (g > 0 ? (REAL)lr : 0) + (g < 0 ? (REAL)lr : 0);
+            x = x < (REAL)lo ? (REAL)lo : x;
+            *p = x > (REAL)hi ? (REAL)hi : x;
         }
     }
 }

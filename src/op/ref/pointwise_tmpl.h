@@ -22,19 +22,20 @@ static void norm_forward(nb_backend *be, nb_view out, nb_view x, const nb_norm *
     }
 }
 
-static void rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table)
+static void rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table, bool interleaved)
 {
     NB_UNUSED(be);
     int64_t D = x.cols / n_heads, half = table.cols / 2;
     assert(table.rows == x.rows && table.cols <= D);
+    int64_t step = interleaved ? 2 : 1, apart = interleaved ? 1 : half;
     for (int64_t t = 0; t < x.rows; t++) {
         const REAL *c = row(table, t), *s = c + half;
         for (int h = 0; h < n_heads; h++) {
             REAL *p = row(x, t) + h * D;
             for (int64_t i = 0; i < half; i++) {
-                REAL a = p[i], b = p[half + i];
-                p[i] = a * c[i] - b * s[i];
-                p[half + i] = b * c[i] + a * s[i];
+                REAL *first = p + step * i, *second = first + apart, a = *first, b = *second;
+                *first = a * c[i] - b * s[i];
+                *second = b * c[i] + a * s[i];
             }
         }
     }

@@ -5,11 +5,12 @@
 typedef struct ste_row {
     const nb_format *f;
     int64_t n, groups;
-    float *w, *back;            /* [n]: what is fitted; what comes back */
-    float *clip_lo, *clip_hi;   /* [groups] */
-    nb_qparam *p;               /* [groups] */
-    REAL *exact, *pass, *scale; /* [n]: w before its rounding to fp32; g where not saturated;
-                                   [groups]: gradients by the scales */
+    float *w, *back;          /* [n]: what is fitted; what comes back */
+    float *clip_lo, *clip_hi; /* [groups] */
+    nb_qparam *p;             /* [groups] */
+    REAL *exact, *pass;       /* [n]: w before its rounding to fp32; g where not saturated */
+    REAL *scale, *beyond;     /* [groups]: gradients by the scales; sums of g where saturated, of
+                                 zero points that learn */
 } ste_row;
 
 static void close_row(ste_row *r)
@@ -27,7 +28,7 @@ static bool open_row(nb_backend *be, ste_row *r, const nb_format *f, int64_t n)
     r->w = malloc(2 * m * sizeof *r->w);
     r->clip_lo = malloc(2 * g * sizeof *r->clip_lo);
     r->p = malloc(g * sizeof *r->p);
-    r->exact = malloc((2 * m + g) * sizeof *r->exact);
+    r->exact = calloc(2 * (m + g), sizeof *r->exact);
     if (!r->w || !r->clip_lo || !r->p || !r->exact) {
         close_row(r);
         nb_fault_set_memory(fault(be), "row", m * sizeof *r->exact);
@@ -37,6 +38,7 @@ static bool open_row(nb_backend *be, ste_row *r, const nb_format *f, int64_t n)
     r->clip_hi = r->clip_lo + g;
     r->pass = r->exact + m;
     r->scale = r->pass + m;
+    r->beyond = r->scale + g;
     return true;
 }
 
@@ -72,6 +74,28 @@ static void differentiate_row(ste_row *r, const REAL *grad)
     }
 }
 
+/* beyond from the gradient of back, behind differentiate_row. */
+static void sum_beyond(ste_row *r, const REAL *grad)
+{
+    for (int64_t g = 0; g < r->groups; g++) {
+        int64_t at = nb_group_begin(r->f, g), end = at + nb_group_length(r->f, r->n, g);
+        r->beyond[g] = 0;
+        for (int64_t i = at; i < end; i++) r->beyond[g] += grad[i] - r->pass[i];
+    }
+}
+
+/* Gradients by the ends of group g's range, whose slopes are s. */
+static void end_gradients(const ste_row *r, int64_t g, const nb_grid *grid, nb_slope s, REAL *lo,
+                          REAL *hi)
+{
+    double share = nb_zero_share(grid, &r->p[g], s);
+    *lo = r->scale[g] * (REAL)s.lo;
+    *hi = r->scale[g] * (REAL)s.hi;
+    if (share < 0) return;
+    *lo += r->beyond[g] * (REAL)(1 - share);
+    *hi += r->beyond[g] * (REAL)share;
+}
+
 /* The ends of a group's range, 0 included, and how many values lie there. */
 typedef struct extremes {
     float lo, hi;
@@ -90,7 +114,7 @@ static extremes find_extremes(const ste_row *r, int64_t g)
     return e;
 }
 
-/* pass += what the scale of group g hands to its extremes, whose clip ratios are beta and gamma. */
+/* pass += what the range of group g hands to its extremes, whose clip ratios are beta and gamma. */
 static void add_extremes(ste_row *r, int64_t g, REAL beta, REAL gamma)
 {
     int64_t at = nb_group_begin(r->f, g), end = at + nb_group_length(r->f, r->n, g);
@@ -98,11 +122,11 @@ static void add_extremes(ste_row *r, int64_t g, REAL beta, REAL gamma)
     nb_grid grid;
     r->f->family->grid(r->f, &r->p[g], &grid);
     nb_slope s = nb_grid_slope(&grid, (float)beta * e.lo, (float)gamma * e.hi);
+    REAL lo, hi;
+    end_gradients(r, g, &grid, s, &lo, &hi);
     for (int64_t i = at; i < end; i++) {
-        if (e.hi > 0 && r->w[i] == e.hi)
-            r->pass[i] += r->scale[g] * (REAL)s.hi * gamma / (REAL)e.n_hi;
-        if (e.lo < 0 && r->w[i] == e.lo)
-            r->pass[i] += r->scale[g] * (REAL)s.lo * beta / (REAL)e.n_lo;
+        if (e.hi > 0 && r->w[i] == e.hi) r->pass[i] += hi * gamma / (REAL)e.n_hi;
+        if (e.lo < 0 && r->w[i] == e.lo) r->pass[i] += lo * beta / (REAL)e.n_lo;
     }
 }
 
@@ -204,7 +228,7 @@ static REAL sigmoid(REAL x) { return 1 / (1 + exp(-x)); }
 
 static void clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum, nb_view g,
                           nb_view w, nb_view row_scale, nb_view col_scale, nb_view u, nb_view l,
-                          const nb_format *fmt)
+                          bool zero, const nb_format *fmt)
 {
     clip_job j = {w, row_scale, col_scale, u, l};
     ste_row r;
@@ -217,6 +241,7 @@ static void clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum
     for (int64_t i = 0; i < w.rows; i++) {
         load_clipped(&r, &j, i);
         differentiate_row(&r, row(g, i));
+        if (zero) sum_beyond(&r, row(g, i));
         for (int64_t k = 0; k < r.groups; k++) {
             REAL gamma = sigmoid(row(u, i)[k]), beta = sigmoid(row(l, i)[k]);
             extremes e = find_extremes(&r, k);
@@ -224,12 +249,81 @@ static void clip_backward(nb_backend *be, nb_view du, nb_view dl, nb_view colsum
             fmt->family->grid(fmt, &r.p[k], &grid);
             nb_slope s =
                 nb_grid_clip_slope(&grid, r.p[k].scale, r.clip_lo[k] * e.lo, r.clip_hi[k] * e.hi);
+            REAL lo, hi;
+            end_gradients(&r, k, &grid, s, &lo, &hi);
             if (colsum.buf) add_extremes(&r, k, beta, gamma);
-            row(du, i)[k] = r.scale[k] * (REAL)s.hi * e.hi * gamma * (1 - gamma);
-            row(dl, i)[k] = r.scale[k] * (REAL)s.lo * e.lo * beta * (1 - beta);
+            row(du, i)[k] = hi * e.hi * gamma * (1 - gamma);
+            row(dl, i)[k] = lo * e.lo * beta * (1 - beta);
         }
         if (!colsum.buf) continue;
         for (int64_t c = 0; c < w.cols; c++) row(colsum, 0)[c] += r.pass[c] * r.exact[c];
+    }
+    close_row(&r);
+}
+
+/* ---- learned rounding ------------------------------------------------------------------- */
+
+/* A weight as round_forward and round_backward see it. */
+typedef struct round_job {
+    nb_view w, v, hi, lo;
+} round_job;
+
+/* Row i fitted, moved by its offsets (r->w) and rounded; r->exact: as it is. */
+static void load_moved(ste_row *r, const round_job *j, int64_t i)
+{
+    for (int64_t c = 0; c < r->n; c++) r->w[c] = (float)(r->exact[c] = row(j->w, i)[c]);
+    for (int64_t g = 0; g < r->groups; g++) {
+        r->clip_lo[g] = (float)row(j->lo, i)[g];
+        r->clip_hi[g] = (float)row(j->hi, i)[g];
+    }
+    nb_format_fit_row(r->f, r->w, NULL, r->n, r->clip_lo, r->clip_hi, r->p);
+    for (int64_t g = 0; g < r->groups; g++) {
+        int64_t at = nb_group_begin(r->f, g), end = at + nb_group_length(r->f, r->n, g);
+        for (int64_t c = at; c < end; c++) {
+            r->w[c] = nb_offset_weight(r->w[c], (float)row(j->v, i)[c], r->p[g].scale);
+        }
+    }
+    round_row(r);
+}
+
+static void round_forward(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_view hi, nb_view lo,
+                          const nb_format *fmt)
+{
+    round_job j = {w, v, hi, lo};
+    ste_row r;
+    if (!open_row(be, &r, fmt, w.cols)) return;
+    for (int64_t i = 0; i < w.rows; i++) {
+        load_moved(&r, &j, i);
+        for (int64_t c = 0; c < w.cols; c++) row(out, i)[c] = r.back[c];
+    }
+    close_row(&r);
+}
+
+static void round_backward(nb_backend *be, nb_view dv, nb_view dhi, nb_view dlo, nb_view g,
+                           nb_view w, nb_view v, nb_view hi, nb_view lo, bool zero,
+                           const nb_format *fmt)
+{
+    round_job j = {w, v, hi, lo};
+    ste_row r;
+    if (!open_row(be, &r, fmt, w.cols)) return;
+    for (int64_t i = 0; i < w.rows; i++) {
+        load_moved(&r, &j, i);
+        differentiate_row(&r, row(g, i));
+        if (zero) sum_beyond(&r, row(g, i));
+        for (int64_t c = 0; c < w.cols; c++) r.w[c] = (float)r.exact[c]; /* the range's */
+        for (int64_t k = 0; k < r.groups; k++) {
+            int64_t at = nb_group_begin(fmt, k), end = at + nb_group_length(fmt, r.n, k);
+            extremes e = find_extremes(&r, k);
+            nb_grid grid;
+            fmt->family->grid(fmt, &r.p[k], &grid);
+            nb_slope s =
+                nb_grid_clip_slope(&grid, r.p[k].scale, r.clip_lo[k] * e.lo, r.clip_hi[k] * e.hi);
+            REAL by_lo, by_hi;
+            end_gradients(&r, k, &grid, s, &by_lo, &by_hi);
+            row(dhi, i)[k] = by_hi * e.hi;
+            row(dlo, i)[k] = by_lo * e.lo;
+            for (int64_t c = at; c < end; c++) row(dv, i)[c] = r.pass[c] * r.p[k].scale;
+        }
     }
     close_row(&r);
 }

@@ -56,6 +56,7 @@ static REAL operand(const nb_backend *be, REAL x)
 
 const nb_ops REF_OPS = {
     .name = REF_NAME,
+    .real = REF_DTYPE,
     .create = ref_create,
     .destroy = ref_destroy,
     .sync = ref_sync,
@@ -97,6 +98,9 @@ const nb_ops REF_OPS = {
     .quant_backward = quant_backward,
     .clip_forward = clip_forward,
     .clip_backward = clip_backward,
+    .round_forward = round_forward,
+    .round_backward = round_backward,
     .mse_backward = mse_backward,
     .adamw_step = adamw_step,
+    .sign_step = sign_step,
 };
