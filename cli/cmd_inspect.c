@@ -31,6 +31,10 @@ static void print_config(const nb_model_info *m, cli_printer *r)
     cli_print_text(r, "kv_values", "values in the KV cache", m->kv_values);
     cli_print_bytes(r, "kv_bytes_per_token", "KV cache per token", (int64_t)m->kv_bytes_per_token);
     cli_print_bytes(r, "kv_bytes_per_token_f16", "  in fp16", (int64_t)m->kv_bytes_per_token_f16);
+    cli_print_int(r, "hadamard_down", "Hadamard before down, channels", m->hadamard_down);
+    cli_print_int(r, "hadamard_qk", "Hadamard on q and k, channels", m->hadamard_qk);
+    cli_print_int(r, "hadamard_stream", "Hadamard on the hidden state, channels",
+                  m->hadamard_stream);
     cli_print_bool(r, "tokenizer", "tokenizer", m->has_tokenizer);
 }
 

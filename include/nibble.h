@@ -100,6 +100,10 @@ typedef struct nb_model_info {
     const char *kv_keys, *kv_values; /* formats of the KV cache: "f32", "dialect:b32"     */
     size_t kv_bytes_per_token;       /* of a session on this model, without its last chunk */
     size_t kv_bytes_per_token_f16;   /* what they would take in fp16                       */
+    /* Walsh-Hadamard transforms that run online, in runs of so many channels; 0: none. Of what
+     * enters the last linear of a block; of each head of queries and keys; of the hidden state,
+     * behind the embedding and back before the final norm. */
+    int hadamard_down, hadamard_qk, hadamard_stream;
     bool has_tokenizer;
 } nb_model_info;
 

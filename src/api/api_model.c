@@ -102,6 +102,10 @@ void nb_describe_source(const nb_source *s, nb_model_info *out)
         .n_params = count_params(c),
     };
     describe_kv(c, nb_source_attn(s), out);
+    nb_rotation rotation = nb_source_rotation(s);
+    out->hadamard_down = rotation.down;
+    out->hadamard_qk = rotation.qk;
+    out->hadamard_stream = rotation.stream;
 }
 
 void nb_model_describe(const nb_model *m, nb_model_info *out)

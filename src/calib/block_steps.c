@@ -25,23 +25,6 @@ typedef struct runner {
 
 /* ---- the job ------------------------------------------------------------------------------ */
 
-static nb_status copy_weight(const nb_block_job *job, nb_host_linear *l, nb_error *err)
-{
-    size_t n;
-    float *w = NULL;
-    if (nb_mul_size((size_t)l->w.n_out, (size_t)l->w.n_in, &n)) {
-        w = nb_arena_alloc(job->arena, n, sizeof *w);
-    }
-    if (!w) return nb_fail_memory(err, l->name, n * sizeof *w);
-#pragma omp parallel for num_threads(job->be->threads) schedule(static)
-    for (int64_t r = 0; r < l->w.n_out; r++) nb_matrix_dequant(&l->w, r, 1, w + r * l->w.n_in);
-    l->w = (nb_matrix){.format = nb_format_plain(NB_F32),
-                       .n_out = l->w.n_out,
-                       .n_in = l->w.n_in,
-                       .plane = {(const uint8_t *)w}};
-    return NB_OK;
-}
-
 static nb_status make_clips(nb_block_job *job, nb_role role, nb_error *err)
 {
     const nb_host_linear *l = &job->block->linear[role];
@@ -73,7 +56,7 @@ static nb_status make_copies(runner *s)
         s->acts[r] = nb_recipe_act(s->recipe, (nb_role)r);
         nb_host_linear *l = &s->job.block->linear[r];
         if (!l->name) continue;
-        NB_TRY(copy_weight(&s->job, l, s->err));
+        NB_TRY(nb_host_linear_expand(l, s->job.arena, s->job.be->threads, s->err));
         NB_TRY(make_clips(&s->job, (nb_role)r, s->err));
         if (s->needs & NB_NEED_OFFSETS) NB_TRY(make_offsets(&s->job, (nb_role)r, s->err));
     }

@@ -52,6 +52,9 @@ bool nb_recipe_quantizes(const nb_recipe *r);
 unsigned nb_recipe_needs(const nb_recipe *r);
 unsigned nb_recipe_block_needs(const nb_recipe *r);
 bool nb_recipe_has_block_steps(const nb_recipe *r);
+/* Transforms that the blocks of this model have online; NB_EUSAGE: it cannot have them. */
+nb_status nb_recipe_rotation(const nb_recipe *r, const nb_config *cfg, nb_rotation *out,
+                             nb_error *err);
 /* Low-rank factors of a quantized linear inside the blocks, without planes; rank 0: none. NB_EUSAGE
  * names the linear: the rank is above its weight's. */
 nb_status nb_recipe_lorc(const nb_recipe *r, const char *name, int64_t n_out, int64_t n_in,

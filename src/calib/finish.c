@@ -120,6 +120,18 @@ static bool set_lorc(json_t *root, const nb_recipe *r)
     return json_object_set_new(root, "lorc", lorc) == 0;
 }
 
+/* Transforms that run online. */
+static bool set_rotation(json_t *root, const nb_calib *c)
+{
+    nb_rotation t;
+    if (nb_recipe_rotation(&c->recipe, nb_source_config(c->source), &t, NULL) != NB_OK) return true;
+    json_t *runs = json_object();
+    if (t.down) json_object_set_new(runs, "down", json_integer(t.down));
+    if (t.qk) json_object_set_new(runs, "qk", json_integer(t.qk));
+    if (t.stream) json_object_set_new(runs, "stream", json_integer(t.stream));
+    return set_filled(root, "hadamard", runs);
+}
+
 static bool set_word(json_t *root, const char *key, const nb_format *f)
 {
     return !*f->word || json_object_set_new(root, key, json_string(f->word)) == 0;
@@ -135,7 +147,8 @@ json_t *nb_finish_quantization(const nb_calib *c, const json_t *lines)
                           "modules", words_by_module(lines, "format", true));
     if (q && set_filled(q, "act_modules", words_by_module(lines, "act", false)) &&
         set_filled(q, "biases", bias_names(lines)) && set_word(q, "keys", &r->keys) &&
-        set_word(q, "query", &r->query) && set_word(q, "probs", &r->probs) && set_lorc(q, r)) {
+        set_word(q, "query", &r->query) && set_word(q, "probs", &r->probs) && set_lorc(q, r) &&
+        set_rotation(q, c)) {
         return q;
     }
     json_decref(q);
@@ -165,7 +178,7 @@ static nb_status write_config(const nb_calib *c, nb_error *err)
     }
     json_t *q = nb_finish_quantization(c, c->dir.journal.shards);
     bool failed = !q;
-    if (q && says_anything(&c->recipe, q)) {
+    if (q && (says_anything(&c->recipe, q) || json_object_get(q, "hadamard"))) {
         failed = json_object_set(root, "quantization_config", q) != 0;
     }
     json_decref(q);

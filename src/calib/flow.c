@@ -129,8 +129,10 @@ static int windows_of(const nb_flow *f, int which)
 static nb_status embed(nb_flow *f, int which, const nb_host_ends *host, nb_error *err)
 {
     /* Only what embeds: the head would cost memory for nothing. */
-    nb_host_ends part = {
-        .embed = host->embed, .positions = host->positions, .proj_in = host->proj_in};
+    nb_host_ends part = {.embed = host->embed,
+                         .positions = host->positions,
+                         .proj_in = host->proj_in,
+                         .stream = host->stream};
     nb_ends *ends;
     NB_TRY(nb_ends_create(f->be, &f->cfg, &part, &ends, err));
     nb_status st = NB_OK;

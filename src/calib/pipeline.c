@@ -187,6 +187,11 @@ static nb_status open_source(nb_calib *c, nb_error *err)
         NB_TRY(nb_source_set_rope(c->source, c->recipe.rope == NB_ORDER_INTERLEAVED, err));
     }
     NB_TRY(fit_seqlen(c, err));
+    nb_rotation rotation;
+    NB_TRY(nb_recipe_rotation(&c->recipe, nb_source_config(c->source), &rotation, err));
+    if (rotation.stream) {
+        nb_source_rotate(c->source, rotation.stream, c->be->threads, c->be->cpu);
+    }
     return nb_plan_make(&c->plan, c->source, &c->recipe, c->opt->n_calib > 0, c->arena, err);
 }
 

@@ -377,6 +377,14 @@ bool nb_recipe_has_block_steps(const nb_recipe *r)
     return any && nb_recipe_quantizes(r);
 }
 
+nb_status nb_recipe_rotation(const nb_recipe *r, const nb_config *cfg, nb_rotation *out,
+                             nb_error *err)
+{
+    *out = (nb_rotation){0};
+    if (!nb_recipe_has_block_steps(r)) return NB_OK;
+    return nb_steps_rotation(r->steps, r->n_steps, cfg, out, err);
+}
+
 nb_status nb_recipe_lorc(const nb_recipe *r, const char *name, int64_t n_out, int64_t n_in,
                          nb_lorc *out, nb_error *err)
 {

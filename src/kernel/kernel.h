@@ -27,6 +27,11 @@ typedef struct nb_kernels {
     void (*add_rows)(float *out, const float *w, const float *x, int64_t ldx, int64_t rows,
                      int64_t n);
 
+    /* Each run of `block` values, a power of two that divides n, times the Walsh-Hadamard matrix
+     * over sqrt(block): sums and differences at distances 1, 2, 4 ..., then the factor; bit-exact.
+     */
+    void (*hadamard)(float *x, int64_t n, int64_t block);
+
     /* Round to nearest, ties to even; exact the other way. */
     void (*bf16_from_f32)(uint16_t *out, const float *x, int64_t n);
     void (*f32_from_bf16)(float *out, const uint16_t *x, int64_t n);

@@ -54,6 +54,9 @@ const char *nb_pair_find(nb_pair *out, const nb_block_job *job, nb_pair_kind kin
     if (kind == NB_PAIR_DOWN && !linear[NB_GATE].name && job->cfg->act != NB_ACT_RELU) {
         why = "the activation between them is not ReLU";
     }
+    if (kind == NB_PAIR_DOWN && job->block->rotation.down) {
+        why = "a Hadamard transform stands between them";
+    }
     *out = p;
     return why;
 }

@@ -156,6 +156,10 @@ typedef struct nb_method {
     nb_status (*run_block)(nb_block_job *job, nb_error *err);
     /* Steps that make low-rank factors: their rank and formats, no planes. NULL: makes none. */
     nb_status (*lorc)(const struct nb_step *step, nb_lorc *out, nb_error *err);
+    /* Steps on the block with transforms that run online: adds theirs to *out, as run_block does to
+     * the block's. NB_EUSAGE: this model cannot have them. NULL: none. */
+    nb_status (*rotation)(const struct nb_step *step, const nb_config *cfg, nb_rotation *out,
+                          nb_error *err);
 } nb_method;
 
 extern const nb_method *const nb_methods[]; /* NULL-terminated, methods.c */
@@ -179,6 +183,10 @@ unsigned nb_step_needs(const nb_step *s);
 /* The factors that the steps give every linear of a block; rank 0: none. NB_EUSAGE: options that
  * make no sense together. */
 nb_status nb_steps_lorc(const nb_step *steps, int n_steps, nb_lorc *out, nb_error *err);
+
+/* The transforms that blocks have online behind the steps. */
+nb_status nb_steps_rotation(const nb_step *steps, int n_steps, const nb_config *cfg,
+                            nb_rotation *out, nb_error *err);
 
 /* Runs the steps in order. Weights that are not finite, before the first step or after a transform,
  * are NB_ENUMERIC naming linear, row and column. */

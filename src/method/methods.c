@@ -8,6 +8,7 @@
 extern const nb_method nb_method_awq;
 extern const nb_method nb_method_awq_clip;
 extern const nb_method nb_method_gptq;
+extern const nb_method nb_method_hadamard;
 extern const nb_method nb_method_lorc;
 extern const nb_method nb_method_minmax;
 extern const nb_method nb_method_mse;
@@ -17,17 +18,9 @@ extern const nb_method nb_method_signround;
 extern const nb_method nb_method_smooth;
 
 const nb_method *const nb_methods[] = {
-    &nb_method_smooth,
-    &nb_method_awq,
-    &nb_method_minmax,
-    &nb_method_mse,
-    &nb_method_awq_clip,
-    &nb_method_omniquant,
-    &nb_method_nearest,
-    &nb_method_gptq,
-    &nb_method_signround,
-    &nb_method_lorc,
-    NULL,
+    &nb_method_hadamard, &nb_method_smooth,    &nb_method_awq,       &nb_method_minmax,
+    &nb_method_mse,      &nb_method_awq_clip,  &nb_method_omniquant, &nb_method_nearest,
+    &nb_method_gptq,     &nb_method_signround, &nb_method_lorc,      NULL,
 };
 
 nb_status nb_method_find(const nb_method **out, const char *name, nb_error *err)

@@ -118,3 +118,14 @@ nb_status nb_steps_lorc(const nb_step *steps, int n_steps, nb_lorc *out, nb_erro
     }
     return NB_OK;
 }
+
+nb_status nb_steps_rotation(const nb_step *steps, int n_steps, const nb_config *cfg,
+                            nb_rotation *out, nb_error *err)
+{
+    *out = (nb_rotation){0};
+    for (int i = 0; i < n_steps; i++) {
+        const nb_method *m = steps[i].method;
+        if (m->rotation) NB_TRY(m->rotation(&steps[i], cfg, out, err));
+    }
+    return NB_OK;
+}

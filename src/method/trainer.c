@@ -122,6 +122,7 @@ static nb_status create(nb_trainer *t, const nb_trainer_options *opt, nb_error *
                        .seqlen = job->seqlen,
                        .acts = job->acts,
                        .attn = job->attn,
+                       .rotation = job->block->rotation,
                        .rope = job->rope};
     if (opt->aug) NB_TRY(create_own(t, err));
     NB_TRY(nb_let_create(&t->let, job, &opt->start, err));

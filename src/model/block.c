@@ -14,6 +14,7 @@ struct nb_block {
     nb_norm norm[NB_N_NORMS];
     bool has_norm[NB_N_NORMS];
     nb_attn_formats attn;
+    nb_rotation rotation;
 };
 
 struct nb_workspace {
@@ -64,7 +65,11 @@ nb_status nb_block_create(nb_backend *be, const nb_config *cfg, const nb_host_bl
     *out = NULL;
     nb_block *b = calloc(1, sizeof *b);
     if (!b) return nb_fail_memory(err, "block", sizeof *b);
-    *b = (nb_block){.be = be, .cfg = *cfg, .layer = host->layer, .attn = host->attn};
+    *b = (nb_block){.be = be,
+                    .cfg = *cfg,
+                    .layer = host->layer,
+                    .attn = host->attn,
+                    .rotation = host->rotation};
     nb_status st = NB_OK;
     for (int r = 0; r < NB_N_ROLES && st == NB_OK; r++) {
         st = create_linear(b, &host->linear[r], &b->linear[r], err);
@@ -180,6 +185,10 @@ static void attention(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a,
         op->rope_forward(b->be, q, c->n_heads, table, c->rope_interleaved);
         op->rope_forward(b->be, k, c->n_kv_heads, table, c->rope_interleaved);
     }
+    if (b->rotation.qk) {
+        op->hadamard_forward(b->be, q, b->rotation.qk);
+        op->hadamard_forward(b->be, k, b->rotation.qk);
+    }
     nb_attention p = {.n_heads = c->n_heads,
                       .n_kv_heads = c->n_kv_heads,
                       .head_dim = c->head_dim,
@@ -192,7 +201,8 @@ static void attention(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a,
     op->linear_forward(b->be, x, att, b->linear[NB_O], true);
 }
 
-/* x [T, C] += down(act(gate(a)) * up(a)), or down(act(up(a))) without a gate */
+/* x [T, C] += down(act(gate(a)) * up(a)), or down(act(up(a))) without a gate; what enters down is
+ * rotated where its columns are */
 static void feed_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_view a)
 {
     const nb_ops *op = b->be->ops;
@@ -205,6 +215,7 @@ static void feed_forward(const nb_block *b, nb_workspace *ws, nb_view x, nb_view
     } else {
         op->act_forward(b->be, up, up, b->cfg.act);
     }
+    if (b->rotation.down) op->hadamard_forward(b->be, up, b->rotation.down);
     show(ws, NB_DOWN, up);
     op->linear_forward(b->be, x, up, b->linear[NB_DOWN], true);
 }

@@ -19,6 +19,7 @@ struct nb_block_train {
     nb_format act[NB_N_ROLES];
     nb_format head[NB_N_ROLES]; /* of Q, K and V */
     nb_attention attention;
+    nb_rotation rotation;
     int64_t seqlen;
     nb_view rope;
     nb_buffer *buf;
@@ -64,7 +65,8 @@ static nb_status create_views(nb_block_train *b, int64_t R, nb_error *err)
     int64_t C = c->n_embd, F = c->n_ffn, H = c->n_heads;
     int64_t Q = H * c->head_dim, K = (int64_t)c->n_kv_heads * c->head_dim;
     bool gated = c->family->linear[NB_GATE], heads = c->family->qk_norm;
-    bool quant = b->head[NB_Q].family || b->head[NB_K].family || b->head[NB_V].family;
+    bool entered = b->head[NB_Q].family || b->head[NB_K].family || b->head[NB_V].family ||
+                   b->rotation.qk; /* q, k, v are not what enters the attention */
     bool wide_act = nb_format_is_quantized(&b->act[NB_DOWN]);
     const layout parts[] = {
         {&b->a1, R, C},
@@ -82,9 +84,9 @@ static nb_status create_views(nb_block_train *b, int64_t R, nb_error *err)
         {&b->y2, c->post_norm ? R : 0, C},
         {&b->gate, gated ? R : 0, F},
         {&b->up, R, F},
-        {&b->qq, quant ? R : 0, Q},
-        {&b->qk, quant ? R : 0, K},
-        {&b->qv, quant ? R : 0, K},
+        {&b->qq, entered ? R : 0, Q},
+        {&b->qk, entered ? R : 0, K},
+        {&b->qv, entered ? R : 0, K},
         {&b->f, R, F},
         {&b->qf, wide_act ? R : 0, F},
         {&b->wide, R, nb_max_i64(C, Q)},
@@ -114,7 +116,8 @@ nb_status nb_block_train_create(nb_backend *be, const nb_train_desc *d, nb_block
     nb_block_train *b = calloc(1, sizeof *b);
     if (!b) return nb_fail_memory(err, "block in training", sizeof *b);
     const nb_config *c = d->cfg;
-    *b = (nb_block_train){.be = be, .cfg = *c, .seqlen = d->seqlen, .rope = d->rope};
+    *b = (nb_block_train){
+        .be = be, .cfg = *c, .rotation = d->rotation, .seqlen = d->seqlen, .rope = d->rope};
     for (int r = 0; d->acts && r < NB_N_ROLES; r++) b->act[r] = d->acts[r];
     if (d->attn) {
         b->head[NB_Q] = d->attn->q;
@@ -154,14 +157,30 @@ static nb_view quantize(const nb_block_train *b, const nb_format *f, nb_view out
     return out;
 }
 
-/* The same for each head. */
-static nb_view quantize_heads(const nb_block_train *b, nb_role role, nb_view out, nb_view x,
-                              int n_heads)
+/* Runs in which queries and keys are transformed before they are quantized; 0: not at all. */
+static int turned(const nb_block_train *b, nb_role role)
 {
-    if (!nb_format_is_quantized(&b->head[role])) return x;
-    b->be->ops->quant_forward(b->be, nb_view_split(rows_of(out, x.rows), n_heads),
-                              nb_view_split(x, n_heads), &b->head[role]);
-    return rows_of(out, x.rows);
+    return role == NB_V ? 0 : b->rotation.qk;
+}
+
+/* The transform of x, in out; x itself where there is none. */
+static nb_view turn_heads(const nb_block_train *b, nb_role role, nb_view out, nb_view x)
+{
+    if (!turned(b, role)) return x;
+    b->be->ops->copy(b->be, out, x);
+    b->be->ops->hadamard_forward(b->be, out, turned(b, role));
+    return out;
+}
+
+/* What enters the attention: transformed, and each head through its format. */
+static nb_view enter_heads(const nb_block_train *b, nb_role role, nb_view out, nb_view x,
+                           int n_heads)
+{
+    nb_view to = rows_of(out, x.rows), turn = turn_heads(b, role, to, x);
+    if (!nb_format_is_quantized(&b->head[role])) return turn;
+    b->be->ops->quant_forward(b->be, nb_view_split(to, n_heads), nb_view_split(turn, n_heads),
+                              &b->head[role]);
+    return to;
 }
 
 /* out (+)= x w^T + bias */
@@ -209,9 +228,9 @@ static void attend(nb_block_train *b, const nb_train_params *p, nb_view a)
     make_heads(b, p, NB_Q, b->raw_q, q, a, H);
     make_heads(b, p, NB_K, b->raw_k, k, a, K);
     project(b, p, NB_V, v, a);
-    nb_view qq = quantize_heads(b, NB_Q, b->qq, q, H);
-    nb_view qk = quantize_heads(b, NB_K, b->qk, k, K);
-    nb_view qv = quantize_heads(b, NB_V, b->qv, v, K);
+    nb_view qq = enter_heads(b, NB_Q, b->qq, q, H);
+    nb_view qk = enter_heads(b, NB_K, b->qk, k, K);
+    nb_view qv = enter_heads(b, NB_V, b->qv, v, K);
     for (int64_t t = 0; t < R; t += T) {
         op->attention_train(b->be, nb_view_rows(att, t, T), nb_view_rows(lse, t, T),
                             nb_view_rows(qq, t, T), nb_view_rows(qk, t, T), nb_view_rows(qv, t, T),
@@ -228,6 +247,7 @@ static nb_view activate(const nb_block_train *b, int64_t R)
     } else {
         b->be->ops->act_forward(b->be, f, up, b->cfg.act);
     }
+    if (b->rotation.down) b->be->ops->hadamard_forward(b->be, f, b->rotation.down);
     return f;
 }
 
@@ -320,6 +340,7 @@ static void unfeed(nb_block_train *b, const nb_train_params *p, nb_view da, nb_v
     show_weight(b, p, NB_DOWN, dy, qf, g);
     unproject(b, p, NB_DOWN, dup, dy, false);
     unquantize(b, &b->act[NB_DOWN], dup, f);
+    if (b->rotation.down) op->hadamard_forward(b->be, dup, b->rotation.down);
     if (b->cfg.family->linear[NB_GATE]) {
         nb_view dgate = rows_of(b->dgate, R);
         op->glu_backward(b->be, dgate, dup, dup, rows_of(b->gate, R), up, b->cfg.act);
@@ -360,25 +381,37 @@ static void unnorm(const nb_block_train *b, const nb_train_params *p, nb_norm_ro
     b->be->ops->norm_backward(b->be, d, d, x, &p->norm[role], false);
 }
 
-/* datt -> dq, dk, dv before their quantizers; q, k and v are quantized again. */
+/* dx = gradient of x, given that of what enter_heads made of it; scratch [R, as x]. */
+static void leave_heads(const nb_block_train *b, nb_role role, nb_view dx, nb_view scratch,
+                        nb_view x, int n_heads)
+{
+    const nb_format *f = &b->head[role];
+    if (nb_format_is_quantized(f)) {
+        nb_view turn = turn_heads(b, role, rows_of(scratch, x.rows), x);
+        unquantize(b, f, nb_view_split(dx, n_heads), nb_view_split(turn, n_heads));
+    }
+    if (turned(b, role)) b->be->ops->hadamard_forward(b->be, dx, turned(b, role));
+}
+
+/* datt -> dq, dk, dv before transforms and quantizers; what entered is made again. */
 static void unattend(nb_block_train *b, nb_view datt)
 {
     const nb_ops *op = b->be->ops;
     int64_t R = datt.rows, T = b->seqlen;
     int H = b->cfg.n_heads, K = b->cfg.n_kv_heads;
     nb_view q = rows_of(b->q, R), k = rows_of(b->k, R), v = rows_of(b->v, R);
-    nb_view qq = quantize_heads(b, NB_Q, b->qq, q, H);
-    nb_view qk = quantize_heads(b, NB_K, b->qk, k, K);
-    nb_view qv = quantize_heads(b, NB_V, b->qv, v, K);
+    nb_view qq = enter_heads(b, NB_Q, b->qq, q, H);
+    nb_view qk = enter_heads(b, NB_K, b->qk, k, K);
+    nb_view qv = enter_heads(b, NB_V, b->qv, v, K);
     for (int64_t t = 0; t < R; t += T) {
         op->attention_backward(
             b->be, nb_view_rows(b->dq, t, T), nb_view_rows(b->dk, t, T), nb_view_rows(b->dv, t, T),
             nb_view_rows(datt, t, T), nb_view_rows(b->att, t, T), nb_view_rows(b->lse, t, T),
             nb_view_rows(qq, t, T), nb_view_rows(qk, t, T), nb_view_rows(qv, t, T), &b->attention);
     }
-    unquantize(b, &b->head[NB_Q], nb_view_split(rows_of(b->dq, R), H), nb_view_split(q, H));
-    unquantize(b, &b->head[NB_K], nb_view_split(rows_of(b->dk, R), K), nb_view_split(k, K));
-    unquantize(b, &b->head[NB_V], nb_view_split(rows_of(b->dv, R), K), nb_view_split(v, K));
+    leave_heads(b, NB_Q, rows_of(b->dq, R), b->qq, q, H);
+    leave_heads(b, NB_K, rows_of(b->dk, R), b->qk, k, K);
+    leave_heads(b, NB_V, rows_of(b->dv, R), b->qv, v, K);
 }
 
 /* dy -> gradient of what the linear gives, through rotation and norm over heads; weights. */

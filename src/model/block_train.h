@@ -15,6 +15,7 @@ typedef struct nb_train_desc {
                                     gate. NULL: none is quantized */
     const nb_attn_formats *attn; /* Q, K and V per token and head; NULL: none. P is never quantized
                                     in training, nor V in blocks along the sequence */
+    nb_rotation rotation;        /* of the block */
     nb_view rope;                /* [seqlen, D] */
 } nb_train_desc;
 

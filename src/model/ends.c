@@ -10,6 +10,7 @@ struct nb_ends {
     nb_linear *embed, *positions, *proj_in, *proj_out;
     nb_linear *head; /* NULL: embed */
     nb_norm final_norm;
+    int stream; /* runs in which the hidden state is transformed between the ends; 0: not */
 };
 
 /* Token ids and positions pass through a small array on the way to the device. */
@@ -30,6 +31,7 @@ nb_status nb_ends_create(nb_backend *be, const nb_config *cfg, const nb_host_end
     if (!e) return nb_fail_memory(err, "model ends", sizeof *e);
     e->be = be;
     e->cfg = *cfg;
+    e->stream = host->stream;
     nb_status st = create(e, &host->embed, &e->embed, err);
     if (st == NB_OK) st = create(e, &host->positions, &e->positions, err);
     if (st == NB_OK) st = create(e, &host->proj_in, &e->proj_in, err);
@@ -115,6 +117,7 @@ nb_status nb_ends_embed(const nb_ends *e, nb_view x, const int32_t *ids, int64_t
     } else {
         e->be->ops->embed_forward(e->be, x, e->embed, ids);
     }
+    if (e->stream) e->be->ops->hadamard_forward(e->be, x, e->stream);
     return e->positions ? add_positions(e, x, pos0, err) : NB_OK;
 }
 
@@ -123,10 +126,15 @@ nb_status nb_ends_logits(const nb_ends *e, nb_workspace *ws, nb_view logits, nb_
 {
     const nb_ops *op = e->be->ops;
     const nb_linear *head = e->head ? e->head : e->embed;
-    nb_view a = x;
+    nb_view a = x, scratch = nb_workspace_norm(ws, x.rows);
+    if (e->stream) {
+        op->copy(e->be, scratch, x);
+        op->hadamard_forward(e->be, scratch, e->stream);
+        a = scratch;
+    }
     if (e->cfg.final_norm) {
-        a = nb_workspace_norm(ws, x.rows);
-        op->norm_forward(e->be, a, x, &e->final_norm);
+        op->norm_forward(e->be, scratch, a, &e->final_norm);
+        a = scratch;
     }
     if (!e->proj_out) {
         op->linear_forward(e->be, logits, a, head, false);

@@ -69,12 +69,21 @@ typedef struct nb_host_norm {
     const float *weight, *bias; /* [n]; either may be NULL: ones, zeros */
 } nb_host_norm;
 
+/* Walsh-Hadamard transforms (nb_ops.hadamard_forward) that run online, each in runs of so many
+ * channels; 0: none. */
+typedef struct nb_rotation {
+    int down;   /* of what enters the last linear of a block, before its act format */
+    int qk;     /* of queries and keys behind norms over heads and rotary positions */
+    int stream; /* of the hidden state: behind the embedding, and back before the final norm */
+} nb_rotation;
+
 /* Weights of one block in host memory; matrices point into the mapping or the arena. */
 typedef struct nb_host_block {
     int layer;
     nb_host_linear linear[NB_N_ROLES];
     nb_host_norm norm[NB_N_NORMS];
-    nb_attn_formats attn; /* the same for all blocks of a model */
+    nb_attn_formats attn; /* these two are the same for all blocks of a model */
+    nb_rotation rotation; /* (a block itself does nothing for the stream) */
 } nb_host_block;
 
 /* What lies outside the blocks. */
@@ -84,6 +93,7 @@ typedef struct nb_host_ends {
     nb_host_linear proj_in, proj_out;
     nb_host_norm final_norm;
     nb_host_linear head; /* tied: the planes of embed, name NULL */
+    int stream;          /* nb_rotation.stream */
 } nb_host_ends;
 
 /* ---- source ------------------------------------------------------------------------------- */
@@ -115,6 +125,11 @@ int64_t nb_source_source_bytes(const nb_source *s);
 nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_host_block *out,
                           nb_error *err);
 nb_status nb_source_ends(const nb_source *s, nb_arena *arena, nb_host_ends *out, nb_error *err);
+/* From here on the blocks of a source that is not quantized come in fp32 with the hidden state
+ * rotated in runs of so many channels, folded into their linears, the norms before these without
+ * weights; the ends turn it there and back, so that the model stays the same. RMS norms only.
+ * threads, cpu: for the folding. */
+void nb_source_rotate(nb_source *s, int run, int threads, unsigned cpu);
 /* The block's pages are not needed for now (checkpoints larger than memory). */
 void nb_source_release(const nb_source *s, int layer);
 
@@ -130,6 +145,20 @@ nb_status nb_source_config_json(const nb_source *s, char **json, nb_error *err);
 nb_format nb_source_format(const nb_source *s, const char *module);
 /* Formats of attention, the same in every block; all of them without family: none. */
 const nb_attn_formats *nb_source_attn(const nb_source *s);
+/* Transforms of every block. */
+nb_rotation nb_source_rotation(const nb_source *s);
+
+/* ---- editing ------------------------------------------------------------------------------ */
+
+/* The weight as an fp32 copy in the arena. */
+nb_status nb_host_linear_expand(nb_host_linear *l, nb_arena *arena, int threads, nb_error *err);
+/* W H and H W, H b of an fp32 weight, in runs of its columns or rows; H as in
+ * nb_ops.hadamard_forward. The same bits for any number of threads and CPU features. */
+void nb_host_rotate_columns(const nb_host_linear *l, int64_t run, int threads, unsigned cpu);
+void nb_host_rotate_rows(const nb_host_linear *l, int64_t run, int threads);
+/* What nb_source_rotate does to a block. */
+nb_status nb_host_block_rotate(nb_host_block *b, int run, nb_arena *arena, int threads,
+                               unsigned cpu, nb_error *err);
 
 /* ---- blocks on a device ------------------------------------------------------------------- */
 

@@ -127,6 +127,46 @@ static nb_status read_lorc(nb_source *s, const json_t *q, nb_error *err)
     return NB_OK;
 }
 
+/* Runs of a transform on rows of `width` channels. */
+static nb_status read_runs(const char *key, const json_t *v, int width, int *out, nb_error *err)
+{
+    json_int_t n = json_integer_value(v);
+    if (n < 2 || n > width || (n & (n - 1)) != 0 || width % n != 0) {
+        return nb_fail(
+            err, NB_EINPUT,
+            "quantization_config.hadamard.%s: %lld, expected a power of two that divides "
+            "%d",
+            key, (long long)n, width);
+    }
+    *out = (int)n;
+    return NB_OK;
+}
+
+/* A transform that is not known is refused: without it the model computes something else. */
+static nb_status read_rotation(nb_source *s, const json_t *q, nb_error *err)
+{
+    json_t *h = json_object_get(q, "hadamard"), *v;
+    const char *key;
+    if (h && !json_is_object(h)) {
+        return nb_fail(err, NB_EINPUT, "quantization_config.hadamard: expected an object");
+    }
+    json_object_foreach (h, key, v) {
+        if (strcmp(key, "down") == 0) {
+            NB_TRY(read_runs(key, v, s->cfg.n_ffn, &s->rotation.down, err));
+        } else if (strcmp(key, "qk") == 0) {
+            NB_TRY(read_runs(key, v, s->cfg.head_dim, &s->rotation.qk, err));
+        } else if (strcmp(key, "stream") == 0 && s->cfg.family->norm == NB_NORM_RMS) {
+            NB_TRY(read_runs(key, v, s->cfg.n_embd, &s->rotation.stream, err));
+        } else {
+            return nb_fail(err, NB_EINPUT,
+                           "quantization_config.hadamard: \"%.40s\", expected down, qk or, where "
+                           "norms are RMS, stream",
+                           key);
+        }
+    }
+    return NB_OK;
+}
+
 static nb_status read_quantization(nb_source *s, const json_t *q, nb_error *err)
 {
     const char *method = json_string_value(json_object_get(q, "quant_method"));
@@ -148,6 +188,7 @@ static nb_status read_quantization(nb_source *s, const json_t *q, nb_error *err)
     NB_TRY(read_online(q, "acts", NB_FOR_ACTS, &s->act, err));
     NB_TRY(read_act_modules(s, q, err));
     NB_TRY(read_attn(s, q, err));
+    NB_TRY(read_rotation(s, q, err));
     NB_TRY(read_biases(s, q, err));
     NB_TRY(read_lorc(s, q, err));
     return read_modules(s, q, err);
@@ -273,6 +314,15 @@ bool nb_source_has_bias(const nb_source *s, const char *module)
 }
 
 const nb_attn_formats *nb_source_attn(const nb_source *s) { return &s->attn; }
+
+void nb_source_rotate(nb_source *s, int run, int threads, unsigned cpu)
+{
+    s->rotation.stream = run;
+    s->fold_threads = threads;
+    s->fold_cpu = cpu;
+}
+
+nb_rotation nb_source_rotation(const nb_source *s) { return s->rotation; }
 
 nb_status nb_source_tokenizer(const nb_source *s, nb_tokenizer **out, nb_error *err)
 {

@@ -17,6 +17,10 @@ struct nb_source {
     bool interleaved;     /* order of rotary pairs in the file; in blocks: cfg.rope_interleaved */
     bool short_prefix;    /* names without the leading "model." (early OPT files) */
     int64_t source_bytes;
+
+    nb_rotation rotation;
+    int fold_threads; /* > 0: blocks are rotated as they are read (nb_source_rotate) */
+    unsigned fold_cpu;
 };
 
 /* Format of the input of a linear inside a block; family NULL: none. */

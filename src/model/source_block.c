@@ -292,7 +292,7 @@ static nb_status load_role(const loader *l, int role, nb_host_linear *out)
 nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_host_block *out,
                           nb_error *err)
 {
-    *out = (nb_host_block){.layer = layer, .attn = s->attn};
+    *out = (nb_host_block){.layer = layer, .attn = s->attn, .rotation = s->rotation};
     loader l = {.s = s, .arena = arena, .err = err, .layer = layer};
     const nb_config *c = &s->cfg;
     for (int r = 0; r < NB_N_ROLES; r++) NB_TRY(load_role(&l, r, &out->linear[r]));
@@ -303,12 +303,13 @@ nb_status nb_source_block(const nb_source *s, int layer, nb_arena *arena, nb_hos
                          &out->norm[r]));
         if (head) NB_TRY(order_norm(&l, &out->norm[r]));
     }
-    return NB_OK;
+    if (s->fold_threads == 0) return NB_OK;
+    return nb_host_block_rotate(out, s->rotation.stream, arena, s->fold_threads, s->fold_cpu, err);
 }
 
 nb_status nb_source_ends(const nb_source *s, nb_arena *arena, nb_host_ends *out, nb_error *err)
 {
-    *out = (nb_host_ends){0};
+    *out = (nb_host_ends){.stream = s->rotation.stream};
     loader l = {.s = s, .arena = arena, .err = err, .layer = -1};
     const nb_config *c = &s->cfg;
     const nb_family *f = c->family;

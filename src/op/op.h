@@ -141,6 +141,10 @@ typedef struct nb_ops {
     void (*attention_forward)(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
                               const nb_attention *a);
     void (*add_forward)(nb_backend *be, nb_view out, nb_view a, nb_view b); /* out may be a or b */
+    /* Each run of n columns of x in place times the Walsh-Hadamard matrix of order n over sqrt(n),
+     * H[i][j] = (-1)^(number of common bits of i and j) / sqrt(n); n is a power of two that divides
+     * the columns. H is symmetric and its own inverse: this is also its own backward. */
+    void (*hadamard_forward)(nb_backend *be, nb_view x, int64_t n);
     /* out = act(gate) * up; out may be gate or up. */
     void (*glu_forward)(nb_backend *be, nb_view out, nb_view gate, nb_view up, nb_act_kind act);
     void (*act_forward)(nb_backend *be, nb_view out, nb_view x, nb_act_kind act); /* out may be x */

@@ -68,6 +68,31 @@ check learned tests/golden/llama-text --weights int3:g16 --method awq,signround:
 printf 'weights: f16\nkv: fp8:token\n' >"$scratch/r.yaml"
 check "kv alone" tests/golden/llama-bias --recipe "$scratch/r.yaml"
 
+# Weights of 8 bits, rotated back: the matrices that were not rotated, but for their rounding.
+check rotated tests/golden/qwen3 --weights int8:row --method hadamard:vo:down:qk,minmax,nearest
+check stream tests/golden/qwen3 --weights int8:row --method hadamard:stream,minmax,nearest
+check "not rotated" tests/golden/qwen3 --weights int8:row
+judge '
+def cases():
+    return [("rotated back", Path(sys.argv[1]))]
+
+def check(case):
+    a, b = read_model(case / "rotated/q"), read_model(case / "not rotated/q")
+    down, qk, stream = read_rotation(case / "rotated/q")
+    assert (down, qk, stream) == (8, 16, 0)
+    assert read_rotation(case / "not rotated/q") == (0, 0, 0)
+    assert read_rotation(case / "stream/q") == (0, 0, 8)
+    n = 0
+    for name, w in b.items():
+        back = a[name]
+        if name.endswith("down_proj.weight"): back = hadamard(back, down)
+        if name.endswith("o_proj.weight"): back = hadamard(back, 16)
+        if name.endswith("v_proj.weight"): back = hadamard(back.T, 16).T
+        error = np.abs(back - w).max() / np.abs(w).max()
+        assert error < 0.02, f"{name}: {error}"
+        n += back is not a[name]
+    assert n == 6, f"{n} matrices rotated"' "$cases"
+
 # Every family and option on rows of several groups, and on planes of any bytes.
 "$PYTHON" tests/spec/wide_model.py make "$scratch/wide"
 for word in int4:g64 int3:row:sym int3:g64:f32 int8:row:sym:f32 fp4:g256 fp4:g64:m1 fp4:g256:m2 \
@@ -90,7 +115,8 @@ def check(case):
     mine, n = read_model(case / "q"), 0
     linears, attention = read_formats(case / "q")
     *lines, last = (case / "values/formats").read_text().splitlines()
-    assert tuple(last.split()) == attention, f"attention {attention}, expected {last}"
+    online = *attention, *map(str, read_rotation(case / "q"))
+    assert tuple(last.split()) == online, f"attention and transforms {online}, expected {last}"
     found = {m: (w, a, b == "1") for m, w, a, b in map(str.split, lines)}
     assert linears == found, f"formats {linears}, expected {found}"
     for file in (case / "values").glob("*.f32"):

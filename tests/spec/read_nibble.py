@@ -216,6 +216,24 @@ def read_formats(directory):
     return linears, (*attention, order)
 
 
+def read_rotation(directory):
+    """Runs of the transforms that are online: of the last linear's input, of queries and keys, of
+    the hidden state; 0: none."""
+    config = json.loads((Path(directory) / "config.json").read_text())
+    runs = config.get("quantization_config", {}).get("hadamard", {})
+    assert set(runs) <= {"down", "qk", "stream"}, f"hadamard {runs}: a transform that is not known"
+    return tuple(runs.get(key, 0) for key in ("down", "qk", "stream"))
+
+
+def hadamard(x, run):
+    """Section 1: each run of x's last axis times H, which is its own inverse."""
+    i = np.arange(run)
+    common = i[:, None] & i
+    ones = sum((common >> bit) & 1 for bit in range(run.bit_length()))
+    h = (1.0 - 2.0 * (ones % 2)) / np.sqrt(run)
+    return (x.reshape(*x.shape[:-1], -1, run) @ h).reshape(x.shape)
+
+
 def is_in_block(module):
     return ".layers." in module
 

@@ -162,6 +162,14 @@ static void run_rope(nb_backend *be, const op_case *c, double *out)
     drop(be, x), drop(be, t);
 }
 
+static void run_hadamard(nb_backend *be, const op_case *c, double *out)
+{
+    nb_view x = make_view(be, c, 1, c->T, c->H * c->D);
+    be->ops->hadamard_forward(be, x, c->D);
+    take_view(be, x, out);
+    drop(be, x);
+}
+
 static void run_attention(nb_backend *be, const op_case *c, double *out)
 {
     int64_t S = c->pos0 + c->T;
@@ -363,6 +371,49 @@ static void test_rope(void **state)
     }
 }
 
+/* log2 D sums in a row, of terms that are D / sqrt D times the inputs at most. */
+static void test_hadamard(void **state)
+{
+    NB_UNUSED(state);
+    nb_rng r = {8};
+    for (int i = 0; i < 30; i++) {
+        op_case c = {.seed = (uint64_t)i,
+                     .T = PICK(&r, 1, 5, 70),
+                     .H = PICK(&r, 1, 3, 5),
+                     .D = PICK(&r, 1, 2, 4, 8, 16, 32, 64, 512)};
+        double *size = constant(5 * sqrt(c.D), c.T * c.H * c.D);
+        compare(run_hadamard, &c, NB_COMPUTE_F32, size, 12 * EPS, c.T * c.H * c.D);
+        free(size);
+    }
+}
+
+/* The matrix by its definition, and its square. */
+static void test_hadamard_matrix(void **state)
+{
+    NB_UNUSED(state);
+    enum { D = 32, H = 3 };
+    nb_backend *be = make_backend("ref64", 1, NB_COMPUTE_F32, ~0u);
+    op_case c = {.seed = 2};
+    nb_view v = make_view(be, &c, 1, 2, H * D);
+    double x[2 * H * D], y[2 * H * D], z[2 * H * D];
+    take_view(be, v, x);
+    be->ops->hadamard_forward(be, v, D);
+    take_view(be, v, y);
+    be->ops->hadamard_forward(be, v, D);
+    take_view(be, v, z);
+    for (int i = 0; i < 2 * H * D; i++) {
+        double want = 0;
+        for (int j = 0; j < D; j++) {
+            double sign = __builtin_popcount((unsigned)(i % D & j)) % 2 ? -1 : 1;
+            want += sign * x[i / D * D + j] / sqrt(D);
+        }
+        assert_true(fabs(y[i] - want) < 1e-13);
+        assert_true(fabs(z[i] - x[i]) < 1e-13);
+    }
+    drop(be, v);
+    nb_backend_free(be);
+}
+
 static void test_embed(void **state)
 {
     NB_UNUSED(state);
@@ -474,12 +525,19 @@ static void test_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear),       cmocka_unit_test(test_low_rank),
-        cmocka_unit_test(test_gram),         cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_pointwise),    cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_embed),        cmocka_unit_test(test_losses),
-        cmocka_unit_test(test_sticky_error), cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_low_rank),
+        cmocka_unit_test(test_gram),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_pointwise),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_losses),
+        cmocka_unit_test(test_sticky_error),
+        cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_options),
+        cmocka_unit_test(test_hadamard),
+        cmocka_unit_test(test_hadamard_matrix),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

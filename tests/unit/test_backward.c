@@ -441,6 +441,19 @@ static void rope_backward(function *f)
     f->be->ops->rope_backward(f->be, f->grad[0], f->c->H, f->extra[0], f->c->kind == 1);
 }
 
+/* Backward is the op itself. */
+static void hadamard_forward(function *f)
+{
+    f->be->ops->copy(f->be, f->out, f->in[0]);
+    f->be->ops->hadamard_forward(f->be, f->out, f->c->D);
+}
+
+static void hadamard_backward(function *f)
+{
+    f->be->ops->copy(f->be, f->grad[0], f->dout);
+    f->be->ops->hadamard_forward(f->be, f->grad[0], f->c->D);
+}
+
 static void glu_forward(function *f)
 {
     f->be->ops->glu_forward(f->be, f->out, f->in[0], f->in[1], (nb_act_kind)f->c->kind);
@@ -556,6 +569,17 @@ static void test_difference_rope(void **state)
         check_function("rope", &f);
         close_function(&f);
     }
+}
+
+static void test_difference_hadamard(void **state)
+{
+    NB_UNUSED(state);
+    op_case c = {.seed = 1, .T = 3, .H = 3, .D = 8};
+    const int64_t shape[][2] = {{c.T, c.H * c.D}};
+    function f = open_function(make_ref64(), &c, 1, shape, c.T, c.H * c.D);
+    f.forward = hadamard_forward, f.backward = hadamard_backward;
+    check_function("hadamard", &f);
+    close_function(&f);
 }
 
 static void test_difference_product(void **state)
@@ -699,6 +723,7 @@ int main(void)
         cmocka_unit_test(test_straight_through),
         cmocka_unit_test(test_difference_pointwise),
         cmocka_unit_test(test_difference_rope),
+        cmocka_unit_test(test_difference_hadamard),
         cmocka_unit_test(test_difference_product),
         cmocka_unit_test(test_difference_attention),
         cmocka_unit_test(test_mse),

@@ -18,17 +18,21 @@ typedef struct variant {
     const char *family;
     int embd, heads, kv_heads, head_dim, ffn, window;
     bool bias, post_norm, interleaved;
+    nb_rotation rotation;
 } variant;
 
 static const variant variants[] = {
-    {"llama", 12, 4, 2, 6, 10, 0, true, false, true},
-    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, true},
-    {"llama", 12, 4, 2, 4, 20, 0, false, false, false},
-    {"mistral", 8, 3, 1, 6, 12, 3, false, false, false},
-    {"qwen2", 12, 4, 4, 4, 10, 0, true, false, false},
-    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, false},
-    {"opt", 12, 3, 3, 4, 16, 0, true, false, false},
-    {"opt", 12, 3, 3, 4, 16, 0, true, true, false},
+    {"llama", 12, 4, 2, 6, 10, 0, true, false, true, {0, 0, 0}},
+    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, true, {0, 0, 0}},
+    {"llama", 12, 4, 2, 4, 20, 0, false, false, false, {0, 0, 0}},
+    {"mistral", 8, 3, 1, 6, 12, 3, false, false, false, {0, 0, 0}},
+    {"qwen2", 12, 4, 4, 4, 10, 0, true, false, false, {0, 0, 0}},
+    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, false, {0, 0, 0}},
+    {"opt", 12, 3, 3, 4, 16, 0, true, false, false, {0, 0, 0}},
+    {"opt", 12, 3, 3, 4, 16, 0, true, true, false, {0, 0, 0}},
+    {"llama", 12, 4, 2, 4, 20, 0, false, false, false, {4, 4, 0}},
+    {"qwen3", 10, 4, 2, 6, 14, 0, false, false, true, {2, 2, 0}},
+    {"opt", 12, 3, 3, 4, 16, 0, true, false, false, {16, 4, 0}},
 };
 
 /* Host values of one vector or matrix, and where it lies on the device. */
@@ -152,7 +156,8 @@ static void begin(fixture *f, const variant *v)
     opt.device = "ref64";
     assert_int_equal(nb_backend_create(&f->be, &opt, NULL), NB_OK);
     assert_int_equal(nb_rope_table(f->be, &f->cfg, T, &f->rope, NULL), NB_OK);
-    nb_train_desc d = {.cfg = &f->cfg, .batch = WINDOWS, .seqlen = T, .rope = f->rope};
+    nb_train_desc d = {
+        .cfg = &f->cfg, .batch = WINDOWS, .seqlen = T, .rotation = v->rotation, .rope = f->rope};
     assert_int_equal(nb_block_train_create(f->be, &d, &f->block, NULL), NB_OK);
     make_params(f, v);
     f->x = random_view(f, R, f->cfg.n_embd);
@@ -287,6 +292,57 @@ static void test_gradients(void **state)
     }
 }
 
+/* Every four rows of w [rows, cols] times H. */
+static void turn_rows(double *w, int64_t rows, int64_t cols)
+{
+    static const double h[4][4] = {{1, 1, 1, 1}, {1, -1, 1, -1}, {1, 1, -1, -1}, {1, -1, -1, 1}};
+    for (int64_t r = 0; r < rows; r += 4) {
+        for (int64_t c = 0; c < cols; c++) {
+            double x[4];
+            for (int i = 0; i < 4; i++) x[i] = w[(r + i) * cols + c];
+            for (int i = 0; i < 4; i++) {
+                w[(r + i) * cols + c] = 0;
+                for (int j = 0; j < 4; j++) w[(r + i) * cols + c] += h[i][j] * x[j] / 2;
+            }
+        }
+    }
+}
+
+/* Through quantizers of queries and keys: the transform online, or folded into q and k. */
+static void test_turned_heads(void **state)
+{
+    NB_UNUSED(state);
+    static fixture f[2];
+    nb_format format;
+    double at[2];
+    assert_int_equal(nb_format_parse(&format, "int3:token:asym", NULL), NB_OK);
+    nb_attn_formats attn = {.q = format, .k = format};
+    const variant v = {"opt", 12, 3, 3, 4, 16, 0, true, false, false, {0, 0, 0}};
+    for (int i = 0; i < 2; i++) {
+        begin(&f[i], &v);
+        for (int r = NB_Q; i == 1 && r <= NB_K; r++) {
+            turn_rows(f[i].w[r].v, 12, 12), put(&f[i], &f[i].w[r]);
+            turn_rows(f[i].bias[r].v, 12, 1), put(&f[i], &f[i].bias[r]);
+        }
+        nb_train_desc d = {.cfg = &f[i].cfg,
+                           .batch = WINDOWS,
+                           .seqlen = T,
+                           .attn = &attn,
+                           .rotation = {.qk = i == 0 ? 4 : 0}};
+        nb_block_train_free(f[i].block);
+        assert_int_equal(nb_block_train_create(f[i].be, &d, &f[i].block, NULL), NB_OK);
+        at[i] = loss(&f[i]);
+        nb_block_train_backward(f[i].block, &f[i].params, f[i].dy, &f[i].grads);
+    }
+    check(at[0], at[1]);
+    for (int r = NB_Q; r <= NB_K; r++) turn_rows(f[0].dw[r], 12, 12);
+    for (int r = NB_Q; r <= NB_O; r++) {
+        for (int i = 0; i < 144; i++) check(f[0].dw[r][i], f[1].dw[r][i]);
+    }
+    end(&f[0]);
+    end(&f[1]);
+}
+
 /* ---- against the block that runs ------------------------------------------------------------ */
 
 static nb_host_linear host_linear(const param *w, const param *b, float *to, float *to_bias,
@@ -322,12 +378,13 @@ static void test_same_as_block(void **state)
     static float w[NB_N_ROLES][400], bias[NB_N_ROLES][60], norm[NB_N_NORMS][2][60];
     nb_format act;
     assert_int_equal(nb_format_parse(&act, "int6:token:asym", NULL), NB_OK);
+    nb_attn_formats attn = {.q = act, .k = act, .v = act};
     for (size_t k = 0; k < NB_COUNT(variants); k++) {
         fixture f;
         begin(&f, &variants[k]);
         round_params(&f);
         nb_format acts[NB_N_ROLES];
-        nb_host_block host = {0};
+        nb_host_block host = {.attn = attn, .rotation = variants[k].rotation};
         for (int r = 0; r < NB_N_ROLES; r++) {
             acts[r] = act;
             if (f.params.w[r].buf)
@@ -345,7 +402,13 @@ static void test_same_as_block(void **state)
             host.norm[r] =
                 (nb_host_norm){"norm", n, norm[r][0], f.norm_b[r].view.buf ? norm[r][1] : NULL};
         }
-        nb_train_desc d = {.cfg = &f.cfg, .batch = 1, .seqlen = T, .rope = f.rope, .acts = acts};
+        nb_train_desc d = {.cfg = &f.cfg,
+                           .batch = 1,
+                           .seqlen = T,
+                           .rope = f.rope,
+                           .acts = acts,
+                           .attn = &attn,
+                           .rotation = variants[k].rotation};
         nb_block_train *train;
         nb_block *block;
         nb_workspace *ws;
@@ -375,6 +438,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_turned_heads),
         cmocka_unit_test(test_same_as_block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -611,13 +611,15 @@ static void add_formats(nb_strbuf *b, const nb_host_block *block)
     }
 }
 
-/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention: Q K V P, and the order of rotary pairs. */
+/* Lines MODULE WEIGHTS ACTS BIAS, and one of attention, the order of rotary pairs, and transforms:
+ * Q K V P ORDER DOWN QK STREAM. */
 static bool dump_formats(const char *dir, nb_strbuf *b, const nb_source *s)
 {
     const nb_attn_formats *a = nb_source_attn(s);
-    nb_strbuf_printf(b, "%s %s %s %s %s\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
-                     word_of(&a->p),
-                     nb_source_config(s)->rope_interleaved ? "interleaved" : "half");
+    nb_rotation t = nb_source_rotation(s);
+    const char *order = nb_source_config(s)->rope_interleaved ? "interleaved" : "half";
+    nb_strbuf_printf(b, "%s %s %s %s %s %d %d %d\n", word_of(&a->q), word_of(&a->k), word_of(&a->v),
+                     word_of(&a->p), order, t.down, t.qk, t.stream);
     return tiny_write(dir, "formats", b->data);
 }
 

@@ -217,6 +217,22 @@ static void check_rope(const nb_kernels *ref, const nb_kernels *k, int64_t n, da
     free(x), free(c), free(s), free(y), free(z);
 }
 
+/* Blocks of every order that fits. */
+static void check_hadamard(const nb_kernels *ref, const nb_kernels *k, int64_t n, data_kind kind)
+{
+    float *x = make(n, kind, 1);
+    for (int64_t block = 1; block <= n && block <= 1024; block *= 2) {
+        int64_t whole = n - n % block;
+        float *y = make_out(whole * 4), *z = make_out(whole * 4);
+        memcpy(y, x, (size_t)whole * 4), memcpy(z, x, (size_t)whole * 4);
+        ref->hadamard(y, whole, block), k->hadamard(z, whole, block);
+        check_canary(z, whole * 4);
+        CHECK(memcmp(y, z, (size_t)whole * 4) == 0);
+        free(y), free(z);
+    }
+    free(x);
+}
+
 static double true_act(int act, double x)
 {
     return act == 0 ? x / (1 + exp(-x)) : 0.5 * x * (1 + erf(x * sqrt(0.5)));
@@ -433,6 +449,7 @@ static const struct {
     {"exact", check_exact},
     {"axpy", check_axpy},
     {"rope", check_rope},
+    {"hadamard", check_hadamard},
     {"act", check_acts},
     {"max", check_max},
     {"exp_sum", check_exp_sum},

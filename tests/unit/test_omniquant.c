@@ -533,8 +533,7 @@ int main(void)
         cmocka_unit_test(test_awq_clip_start), cmocka_unit_test(test_stored_as_trained),
         cmocka_unit_test(test_thread_count),   cmocka_unit_test(test_wild_rates),
         cmocka_unit_test(test_kept),           cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_ladder),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_ladder),         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

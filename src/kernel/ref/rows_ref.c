@@ -53,6 +53,20 @@ static void add_rows(float *out, const float *w, const float *x, int64_t ldx, in
     }
 }
 
+static void hadamard(float *x, int64_t n, int64_t block)
+{
+    float factor = (float)(1 / sqrt((double)block));
+    for (int64_t h = 1; h < block; h *= 2) {
+        for (int64_t i = 0; i < n; i++) {
+            if (i & h) continue; /* the second of a pair */
+            float a = x[i], b = x[i + h];
+            x[i] = a + b;
+            x[i + h] = a - b;
+        }
+    }
+    for (int64_t i = 0; i < n; i++) x[i] *= factor;
+}
+
 static void bf16_from_f32(uint16_t *out, const float *x, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) out[i] = nb_bf16_from_f32(x[i]);
@@ -202,6 +216,7 @@ void nb_kernels_init_ref(nb_kernels *k)
         .axpy = axpy,
         .sub_rows = sub_rows,
         .add_rows = add_rows,
+        .hadamard = hadamard,
         .bf16_from_f32 = bf16_from_f32,
         .f32_from_bf16 = f32_from_bf16,
         .rms_norm = rms_norm,

@@ -161,6 +161,33 @@ static void add_rows(float *out, const float *w, const float *x, int64_t ldx, in
     }
 }
 
+/* Distances within a register; the factor where there are no others. */
+static void hadamard_lanes(float *x, int64_t n, int64_t block, vf factor)
+{
+    for (int64_t i = 0; i < n; i += VLEN) {
+        int64_t left = n - i < VLEN ? n - i : VLEN;
+        vf a = v_load_n(x + i, left);
+        for (int h = 1; h < VLEN && h < block; h *= 2) a = v_butterfly(a, h);
+        v_store_n(x + i, block <= VLEN ? v_mul(a, factor) : a, left);
+    }
+}
+
+static void hadamard(float *x, int64_t n, int64_t block)
+{
+    vf factor = v_set1((float)(1 / sqrt((double)block))), one = v_set1(1);
+    hadamard_lanes(x, n, block, factor);
+    for (int64_t h = VLEN; h < block; h *= 2) {
+        vf f = 2 * h == block ? factor : one;
+        for (int64_t i = 0; i < n; i += 2 * h) {
+            for (int64_t j = i; j < i + h; j += VLEN) {
+                vf a = v_load(x + j), b = v_load(x + j + h);
+                v_store(x + j, v_mul(f, v_add(a, b)));
+                v_store(x + j + h, v_mul(f, v_sub(a, b)));
+            }
+        }
+    }
+}
+
 static void bf16_from_f32(uint16_t *out, const float *x, int64_t n)
 {
     int64_t i = 0;
@@ -356,6 +383,7 @@ void INIT_ROWS(nb_kernels *k)
     k->axpy = axpy;
     k->sub_rows = sub_rows;
     k->add_rows = add_rows;
+    k->hadamard = hadamard;
     k->bf16_from_f32 = bf16_from_f32;
     k->f32_from_bf16 = f32_from_bf16;
     k->rms_norm = rms_norm;

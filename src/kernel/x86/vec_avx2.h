@@ -80,6 +80,18 @@ static inline float v_hmax(vf a)
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
+/* a[i] + a[i + h] in lane i, a[i] - a[i + h] in lane i + h, for every i without bit h; h 1, 2, 4.
+ */
+static inline vf v_butterfly(vf a, int h)
+{
+    vf other = h == 1   ? _mm256_permute_ps(a, 0xb1)
+               : h == 2 ? _mm256_permute_ps(a, 0x4e)
+                        : _mm256_permute2f128_ps(a, a, 1);
+    __m256i bit = _mm256_set1_epi32(h), lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    vf second = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(lane, bit), bit));
+    return _mm256_blendv_ps(_mm256_add_ps(a, other), _mm256_sub_ps(other, a), second);
+}
+
 /* Bit i: lane i equals b's. */
 static inline unsigned v_equal(vf a, vf b)
 {

@@ -54,6 +54,18 @@ static inline vf v_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }
 static inline float v_sum(vf a) { return _mm512_reduce_add_ps(a); }
 static inline float v_hmax(vf a) { return _mm512_reduce_max_ps(a); }
 
+/* a[i] + a[i + h] in lane i, a[i] - a[i + h] in lane i + h, for every i without bit h; h 1, 2, 4,
+ * 8. */
+static inline vf v_butterfly(vf a, int h)
+{
+    vf other = h == 1   ? _mm512_permute_ps(a, 0xb1)
+               : h == 2 ? _mm512_permute_ps(a, 0x4e)
+               : h == 4 ? _mm512_shuffle_f32x4(a, a, 0xb1)
+                        : _mm512_shuffle_f32x4(a, a, 0x4e);
+    __mmask16 second = h == 1 ? 0xaaaa : h == 2 ? 0xcccc : h == 4 ? 0xf0f0 : 0xff00;
+    return _mm512_mask_sub_ps(_mm512_add_ps(a, other), second, other, a);
+}
+
 /* Bit i: lane i equals b's. */
 static inline unsigned v_equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 

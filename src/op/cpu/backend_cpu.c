@@ -177,6 +177,7 @@ const nb_ops nb_ops_cpu = {
     .gram_forward = nb_cpu_gram_forward,
     .norm_forward = nb_cpu_norm_forward,
     .rope_forward = nb_cpu_rope_forward,
+    .hadamard_forward = nb_cpu_hadamard_forward,
     .attention_forward = nb_cpu_attention_forward,
     .add_forward = nb_cpu_add_forward,
     .glu_forward = nb_cpu_glu_forward,

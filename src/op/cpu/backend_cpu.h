@@ -133,6 +133,7 @@ void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table, 
 void nb_cpu_add_forward(nb_backend *be, nb_view out, nb_view a, nb_view b);
 void nb_cpu_glu_forward(nb_backend *be, nb_view out, nb_view gate, nb_view up, nb_act_kind act);
 void nb_cpu_act_forward(nb_backend *be, nb_view out, nb_view x, nb_act_kind act);
+void nb_cpu_hadamard_forward(nb_backend *be, nb_view x, int64_t n);
 
 /* train_cpu.c */
 void nb_cpu_bias_forward(nb_backend *be, nb_view x, nb_view bias);

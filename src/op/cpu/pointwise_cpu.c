@@ -30,6 +30,14 @@ void nb_cpu_rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table, 
     }
 }
 
+void nb_cpu_hadamard_forward(nb_backend *be, nb_view x, int64_t n)
+{
+    const nb_kernels *k = &nb_cpu_of(be)->k;
+    assert(n > 0 && (n & (n - 1)) == 0 && x.cols % n == 0);
+#pragma omp parallel for num_threads(be->threads) if (x.rows * x.cols > NB_CPU_PARALLEL_MIN)
+    for (int64_t t = 0; t < x.rows; t++) k->hadamard(nb_cpu_row(x, t), x.cols, n);
+}
+
 void nb_cpu_add_forward(nb_backend *be, nb_view out, nb_view a, nb_view b)
 {
     const nb_kernels *k = &nb_cpu_of(be)->k;

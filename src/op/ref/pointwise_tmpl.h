@@ -41,6 +41,24 @@ static void rope_forward(nb_backend *be, nb_view x, int n_heads, nb_view table, 
     }
 }
 
+static void hadamard_forward(nb_backend *be, nb_view x, int64_t n)
+{
+    NB_UNUSED(be);
+    assert(n > 0 && (n & (n - 1)) == 0 && x.cols % n == 0);
+    for (int64_t t = 0; t < x.rows; t++) {
+        REAL *p = row(x, t);
+        for (int64_t h = 1; h < n; h *= 2) {
+            for (int64_t i = 0; i < x.cols; i++) {
+                if (i & h) continue; /* the second of a pair */
+                REAL a = p[i], b = p[i + h];
+                p[i] = a + b;
+                p[i + h] = a - b;
+            }
+        }
+        for (int64_t i = 0; i < x.cols; i++) p[i] *= 1 / sqrt((REAL)n);
+    }
+}
+
 static void add_forward(nb_backend *be, nb_view out, nb_view a, nb_view b)
 {
     NB_UNUSED(be);

@@ -78,6 +78,7 @@ const nb_ops REF_OPS = {
     .gram_forward = gram_forward,
     .norm_forward = norm_forward,
     .rope_forward = rope_forward,
+    .hadamard_forward = hadamard_forward,
     .attention_forward = attention_forward,
     .add_forward = add_forward,
     .glu_forward = glu_forward,
