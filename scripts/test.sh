@@ -6,6 +6,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 build=$1 what=${2:-all}
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000} # as the command: cores may be busy with other work
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 passed=0 failed=0
