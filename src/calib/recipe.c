@@ -304,11 +304,22 @@ static nb_status check_order(const nb_step *before, const nb_step *step, nb_erro
                    b->name, a->name);
 }
 
+/* Where nothing is quantized blocks are only converted, and no step sees them. */
+static nb_status check_use(const nb_recipe *r, const nb_step *step, nb_error *err)
+{
+    if (!step->method->run_block || nb_recipe_quantizes(r)) return NB_OK;
+    return nb_fail(err, NB_EUSAGE,
+                   "method: \"%s\" is for weights that are quantized, but they are only converted "
+                   "(weights: %s)",
+                   step->method->name, r->weights.word);
+}
+
 static nb_status check_steps(const nb_recipe *r, nb_error *err)
 {
     int count[4] = {0};
     for (int i = 0; i < r->n_steps; i++) {
         count[r->steps[i].method->kind]++;
+        NB_TRY(check_use(r, &r->steps[i], err));
         if (i > 0) NB_TRY(check_order(&r->steps[i - 1], &r->steps[i], err));
     }
     if (count[NB_STEP_ROUND] != 1 || count[NB_STEP_CLIP] > 1 || count[NB_STEP_COMPENSATE] > 1) {

@@ -219,6 +219,7 @@ static void test_check(void **state)
         {"weights: int4:g128\nmethod: [minmax]\n", "one round step"},
         {"weights: int4:g128\nmethod: [nearest, nearest]\n", "one round step"},
         {"weights: int4:g128\nmethod: [minmax, mse, nearest]\n", "one clip"},
+        {"weights: f16\nmethod: [smooth, minmax, nearest]\n", "only converted"},
         {"weights: int4:g128\nmethod: [nearest, minmax]\n", "cannot follow"},
     };
     for (size_t i = 0; i < NB_COUNT(bad); i++) {
