@@ -71,24 +71,15 @@ row_key() { # options of the recipe
         "$(stat -Lc '%s %Y' "$model" "$calib" "$text")" "${words[@]}" | sha256sum | cut -c 1-16
 }
 
-# The text is for steps that look at it; without one, a run through it would only be reported.
-needs_text() { # options of the recipe
-    local recipe=$1 file
-    for file in "$2" "$(dirname "$nibble")/../recipes/$2.yaml"; do
-        [[ $recipe == --recipe && -f $file ]] && recipe+=$(<"$file")
-    done
-    grep -qE 'gptq|lorc|smooth|awq|omniquant|signround' <<<"$recipe $*"
-}
-
 make_model() { # label, model directory, options of the recipe
     local label=$1 out=$2
     shift 2
     [[ -s $out.made ]] && return
-    local with=()
-    needs_text "$@" && with=("${quantize[@]}")
+    local quantize_it=("$nibble" quantize "$model" -o "$out" --resume --json "${run[@]}" "$@") status=0
     echo "$label: quantize" >&2
-    "$nibble" quantize "$model" -o "$out" --resume --json "${with[@]}" "${run[@]}" "$@" \
-        >"$out.new" || return
+    # Without the text first: where no step looks at it, a run through it would only be reported.
+    "${quantize_it[@]}" >"$out.new" 2>"$out.log" || status=$?
+    ((status == 0)) || "${quantize_it[@]}" "${quantize[@]}" >"$out.new" || return
     mv "$out.new" "$out.made"
 }
 
@@ -114,7 +105,7 @@ measure() { # "LABEL<tab>DIRECTORY"...: all beside one run of the source
     for pair in "$@"; do
         print_row "${pair%%$'\t'*}" "${pair##*$'\t'}" $((++i)) >"${pair##*$'\t'}.new"
         mv "${pair##*$'\t'}.new" "${pair##*$'\t'}.row"
-        [[ $keep ]] || rm -rf "${pair##*$'\t'}" "${pair##*$'\t'}.made"
+        [[ $keep ]] || rm -rf "${pair##*$'\t'}" "${pair##*$'\t'}.made" "${pair##*$'\t'}.log"
     done
     printf '%.3f ± %.3f\n' "$(number perplexity_reference <<<"$compared")" \
         "$(number perplexity_reference_error <<<"$compared")" >"$source"

@@ -196,7 +196,7 @@ static nb_status forward(nb_flow *f, int from, int to, const nb_host_block *host
     NB_TRY(nb_arena_create(&values, err));
     nb_status st = NB_OK;
     for (int r = 0; st == NB_OK && r < NB_N_ROLES; r++) {
-        st = nb_host_linear_unpack(&block.linear[r], values, err);
+        st = nb_host_linear_unpack(&block.linear[r], values, f->be->threads, err);
     }
     if (st == NB_OK) st = forward_all(f, from, to, &block, tick, user, err);
     nb_arena_free(values);

@@ -22,9 +22,31 @@ nb_status nb_host_linear_expand(nb_host_linear *l, nb_arena *arena, int threads,
     return NB_OK;
 }
 
-/* ---- rotations ------------------------------------------------------------------------------- */
+/* w [n_out, n_in] += A B */
+static nb_status add_factors(nb_host_linear *l, float *w, nb_arena *arena, nb_error *err)
+{
+    nb_lorc *f = &l->lorc;
+    if (f->rank == 0) return NB_OK;
+    float *a = nb_arena_alloc(arena, (size_t)f->rank * (size_t)l->w.n_out, sizeof *a);
+    float *b = nb_arena_alloc(arena, (size_t)f->rank * (size_t)l->w.n_in, sizeof *b);
+    if (!a || !b) return nb_fail(err, NB_ERESOURCE, "out of memory: unpacking %s", l->name);
+    nb_matrix_dequant(&f->a, 0, f->rank, a);
+    nb_matrix_dequant(&f->b, 0, f->rank, b);
+    nb_lorc_add(f, a, b, 0, l->w.n_out, w);
+    f->rank = 0;
+    return NB_OK;
+}
 
 static float *weight_of(const nb_host_linear *l) { return (float *)(uintptr_t)l->w.plane[0]; }
+
+nb_status nb_host_linear_unpack(nb_host_linear *l, nb_arena *arena, int threads, nb_error *err)
+{
+    if (!l->name || !nb_format_is_quantized(&l->w.format)) return NB_OK;
+    NB_TRY(nb_host_linear_expand(l, arena, threads, err));
+    return add_factors(l, weight_of(l), arena, err);
+}
+
+/* ---- rotations ------------------------------------------------------------------------------- */
 
 void nb_host_rotate_columns(const nb_host_linear *l, int64_t run, int threads, unsigned cpu)
 {

@@ -166,7 +166,7 @@ typedef struct nb_block nb_block;
 
 /* The planes of a quantized linear, and its low-rank factors, give way to their values in fp32,
  * which live in the arena; one that is not quantized stays. */
-nb_status nb_host_linear_unpack(nb_host_linear *l, nb_arena *arena, nb_error *err);
+nb_status nb_host_linear_unpack(nb_host_linear *l, nb_arena *arena, int threads, nb_error *err);
 
 nb_status nb_block_create(nb_backend *be, const nb_config *cfg, const nb_host_block *host,
                           nb_block **out, nb_error *err);

@@ -4,34 +4,6 @@
 
 #include "model/family.h"
 
-/* w [n_out, n_in] += A B */
-static nb_status add_factors(nb_host_linear *l, float *w, nb_arena *arena, nb_error *err)
-{
-    nb_lorc *f = &l->lorc;
-    if (f->rank == 0) return NB_OK;
-    float *a = nb_arena_alloc(arena, (size_t)f->rank * (size_t)l->w.n_out, sizeof *a);
-    float *b = nb_arena_alloc(arena, (size_t)f->rank * (size_t)l->w.n_in, sizeof *b);
-    if (!a || !b) return nb_fail(err, NB_ERESOURCE, "out of memory: unpacking %s", l->name);
-    nb_matrix_dequant(&f->a, 0, f->rank, a);
-    nb_matrix_dequant(&f->b, 0, f->rank, b);
-    nb_lorc_add(f, a, b, 0, l->w.n_out, w);
-    f->rank = 0;
-    return NB_OK;
-}
-
-nb_status nb_host_linear_unpack(nb_host_linear *l, nb_arena *arena, nb_error *err)
-{
-    if (!l->name || !nb_format_is_quantized(&l->w.format)) return NB_OK;
-    float *w = nb_arena_alloc(arena, (size_t)l->w.n_out * (size_t)l->w.n_in, sizeof *w);
-    if (!w) return nb_fail(err, NB_ERESOURCE, "out of memory: unpacking %s", l->name);
-    nb_matrix_dequant(&l->w, 0, l->w.n_out, w);
-    NB_TRY(add_factors(l, w, arena, err));
-    l->w.format = nb_format_plain(NB_F32);
-    memset(l->w.plane, 0, sizeof l->w.plane);
-    l->w.plane[0] = (const uint8_t *)w;
-    return NB_OK;
-}
-
 static nb_status load_block(nb_net *n, const nb_source *src, int i, bool simulate,
                             const nb_format *kv, nb_error *err)
 {
@@ -40,7 +12,7 @@ static nb_status load_block(nb_net *n, const nb_source *src, int i, bool simulat
     if (kv) h.attn.k = h.attn.v = *kv;
     n->attn = h.attn;
     for (int r = 0; r < NB_N_ROLES && simulate; r++) {
-        NB_TRY(nb_host_linear_unpack(&h.linear[r], n->arena, err));
+        NB_TRY(nb_host_linear_unpack(&h.linear[r], n->arena, n->be->threads, err));
     }
     NB_TRY(nb_block_create(n->be, &n->cfg, &h, &n->blocks[i], err));
     n->weight_bytes += nb_block_bytes(n->blocks[i]);

@@ -307,6 +307,26 @@ static void stop_in_training(command *c, int layer)
     c->opt.resume = true;
 }
 
+/* A whole run, one that is stopped, and the state [*n] that the latter left; the caller's. */
+static char *stop_with_state(command *whole, command *c, int layer, size_t *n)
+{
+    char *text;
+    begin_kind(whole, "whole", TRAINED);
+    must_run(whole);
+    stop_in_training(c, layer);
+    assert_int_equal(nb_read_file(in_root(STATE), 1 << 24, &text, n, NULL), NB_OK);
+    return text;
+}
+
+/* The stopped one goes on and gives the same bytes. */
+static void end_like(const command *whole, command *c)
+{
+    must_run(c);
+    assert_same_dirs(whole->out, c->out);
+    remove_out("parts");
+    remove_out("whole");
+}
+
 /* Epochs that were finished are not trained again. */
 static void test_goes_on(void **state)
 {
@@ -361,17 +381,11 @@ static void test_older_block(void **state)
     command whole, c;
     char *text;
     size_t n;
-    begin_kind(&whole, "whole", TRAINED);
-    must_run(&whole);
-    stop_in_training(&c, 0);
-    assert_int_equal(nb_read_file(in_root(STATE), 1 << 24, &text, &n, NULL), NB_OK);
+    text = stop_with_state(&whole, &c, 0, &n);
     stop_in_training(&c, 1);
     assert_int_equal(nb_write_file(in_root(STATE), text, n, NULL), NB_OK);
-    must_run(&c);
-    assert_same_dirs(whole.out, c.out);
     free(text);
-    remove_out("parts");
-    remove_out("whole");
+    end_like(&whole, &c);
 }
 
 /* Cut short anywhere, or with one bit turned: said, kept, and the block begins anew without it. */
@@ -381,10 +395,7 @@ static void test_damaged(void **state)
     command whole, c;
     char *text;
     size_t n;
-    begin_kind(&whole, "whole", TRAINED);
-    must_run(&whole);
-    stop_in_training(&c, 1);
-    assert_int_equal(nb_read_file(in_root(STATE), 1 << 24, &text, &n, NULL), NB_OK);
+    text = stop_with_state(&whole, &c, 1, &n);
     const size_t cuts[] = {0, 1, 31, 32, 64, n / 2, n - 33, n - 1};
     for (size_t i = 0; i < NB_COUNT(cuts); i++) {
         assert_int_equal(nb_write_file(in_root(STATE), text, cuts[i], NULL), NB_OK);
@@ -394,11 +405,8 @@ static void test_damaged(void **state)
     assert_int_equal(nb_write_file(in_root(STATE), text, n, NULL), NB_OK);
     must_fail(&c, NB_EVERIFY, "omniquant.state: is not what was written", "remove it");
     assert_int_equal(unlink(in_root(STATE)), 0);
-    must_run(&c);
-    assert_same_dirs(whole.out, c.out);
     free(text);
-    remove_out("parts");
-    remove_out("whole");
+    end_like(&whole, &c);
 }
 
 static void test_foreign(void **state)
