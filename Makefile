@@ -11,6 +11,8 @@ OPT  ?= -O2
 # C99 contraction rules and no -ffast-math: the scalar reference means what it says.
 CFLAGS += -std=c11 $(OPT) -g -fopenmp -fno-math-errno -ffp-contract=off -fvisibility=hidden $(WARN)
 CPPFLAGS += -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -Iinclude -MMD -MP
+# Where plug-ins are looked for, beside what the system has.
+LDFLAGS += -Wl,-rpath,'$$ORIGIN:$$ORIGIN/..:$$ORIGIN/../lib'
 LDLIBS += -ldnnl -lxxhash -ljansson -lyaml -lpcre2-8 -lutf8proc -llapacke -lopenblas -lm
 ifneq ($(SAN),)
 # (clang says where checks keep a loop from becoming vector code)
@@ -30,7 +32,7 @@ TESTS   := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test
 BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard fuzz/fuzz_*.c))
 
-.PHONY: all check test unit demo deps fuzz bench lint clean install
+.PHONY: all cuda check test unit demo deps fuzz bench lint clean install
 all: $(BUILD)/nibble $(BUILD)/libnibble.a
 
 # Foreign sizes are computed in these layers: no silent conversions there.
@@ -57,6 +59,20 @@ $(BUILD)/bench/%: bench/%.c $(BUILD)/libnibble.a
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) -Isrc $(CFLAGS) $(LDFLAGS) $< $(BUILD)/libnibble.a $(LDLIBS) -o $@
 
+# The CUDA backend is a plug-in beside the command, built where nvcc is: `make cuda`. No fused
+# products: what is rounded must be what the scalar reference rounds.
+NVCC      ?= nvcc
+CUDA_ARCH ?= sm_90
+NVFLAGS   := -std=c++20 -arch=$(CUDA_ARCH) -O2 --extended-lambda -fmad=false -Werror all-warnings \
+    -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Werror
+CUDA_SRC  := $(wildcard src/op/cuda/*.cu)
+CUDA_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/%.o)
+$(BUILD)/src/op/cuda/%.o: src/op/cuda/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) -Iinclude -Isrc -MMD -MP $(NVFLAGS) -c $< -o $@
+$(BUILD)/libnibble-cuda.so: $(CUDA_OBJ)
+	$(NVCC) -shared -arch=$(CUDA_ARCH) $^ -lcublas -o $@
+
 # Fuzzers: libFuzzer is clang's, so the whole library is compiled a second time by it.
 FUZZ_CC  ?= clang
 FUZZ_SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -Wno-pass-failed
@@ -72,6 +88,7 @@ $(BUILD)/fuzz/%: fuzz/%.c $(BUILD)/fuzz/libnibble.a
 # ---- what people type ------------------------------------------------------------------------
 deps:
 	scripts/deps.sh
+cuda: $(BUILD)/libnibble-cuda.so
 # Unit and end-to-end tests; nothing is installed.
 test: all $(TESTS)
 	scripts/test.sh $(BUILD)
@@ -100,10 +117,11 @@ install: all
 	install $(BUILD)/nibble $(DESTDIR)$(PREFIX)/bin
 	install -m 644 include/nibble.h $(DESTDIR)$(PREFIX)/include
 	install -m 644 $(BUILD)/libnibble.a $(DESTDIR)$(PREFIX)/lib
+	if [ -e $(BUILD)/libnibble-cuda.so ]; then install $(BUILD)/libnibble-cuda.so $(DESTDIR)$(PREFIX)/lib; fi
 	install -m 644 docs/man/nibble.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 recipes/*.yaml $(DESTDIR)$(PREFIX)/share/nibble/recipes
 	install -m 644 scripts/completion/nibble.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/nibble
 clean:
 	rm -rf build
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d) $(BENCHES:=.d) $(FUZZ_OBJ:.o=.d) $(FUZZERS:=.d)
+-include $(LIB_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d) $(BENCHES:=.d) $(FUZZ_OBJ:.o=.d) $(FUZZERS:=.d)

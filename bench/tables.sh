@@ -7,8 +7,9 @@
 #                     "RTN 4 bits=--weights int4:g128 --method nearest"
 #   --rows FILE       RECIPEs, one per line; # begins a comment (bench/rows)
 #   --samples N       calibration windows (the recipe's)    --seqlen N    their tokens (the recipe's)
+#   --epochs N        over them, where a step learns (the recipe's)
 #   --windows N       test windows (all)                    --ctx N       their tokens (2048)
-#   --threads N       (all)
+#   --threads N       (all)                                 --device NAME   (cpu)
 #   --compute TYPE    of products, in calibration and test: fp32, bf16 (fp32)
 #   --simulate, --full-chunks    as of nibble compare
 #   --batch N         models that go through the text beside one run of the source (8)
@@ -29,15 +30,15 @@ usage() {
 
 while (($#)); do
     case $1 in
-    --calib | --test | --samples | --seqlen | --windows | --ctx | --threads | --compute | --batch | \
-        --work)
+    --calib | --test | --samples | --seqlen | --epochs | --windows | --ctx | --threads | --device | \
+        --compute | --batch | --work)
         (($# > 1)) || usage
         case $1 in
         --calib) calib=$2 quantize+=(--calib "$2") ;;
         --test) text=$2 ;;
-        --samples | --seqlen) quantize+=("$1" "$2") ;;
+        --samples | --seqlen | --epochs) quantize+=("$1" "$2") ;;
         --windows | --ctx) evaluate+=("$1" "$2") ;;
-        --threads | --compute) run+=("$1" "$2") ;;
+        --threads | --device | --compute) run+=("$1" "$2") ;;
         --batch) batch=$2 ;;
         --work) work=$2 ;;
         esac

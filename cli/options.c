@@ -12,7 +12,7 @@
 
 const cli_option cli_run_options[] = {
     {"threads", 't', CLI_INT, AT(run.threads), 0, "N", "threads (all that the process may use)"},
-    {"device", 0, CLI_STRING, AT(run.device), 0, "NAME", "where to compute: cpu, ref"},
+    {"device", 0, CLI_STRING, AT(run.device), 0, "NAME", "where to compute: cpu, ref, cuda"},
     {"compute", 0, CLI_CHOICE, AT(run.compute), 0, "f32|bf16", "type of matrix products"},
     {"cpumask", 0, CLI_MASK, AT(run.cpumask), 0, "MASK", "CPU features allowed, 0: scalar code"},
     {0},

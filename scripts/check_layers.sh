@@ -30,14 +30,14 @@ while IFS=: read -r file line include; do
     if ((layer[$to] >= layer[$from])); then
         complain "$file:$line: $from (${layer[$from]}) includes $to (${layer[$to]})"
     fi
-done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' src --include='*.[ch]')
+done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' src --include='*.[ch]' --include='*.cu')
 
 while IFS=: read -r file line include; do
     n=$((n + 1))
     to=${include#*\"}
     to=${to%%\"*}
     [[ $to == nibble.h || -e cli/$to ]] || complain "$file:$line: cli includes \"$to\""
-done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' cli --include='*.[ch]')
+done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' cli --include='*.[ch]' --include='*.cu')
 
 echo "layers: $n includes, $bad wrong"
 ((bad == 0 && n > 0))

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 max_file=800 max_function=100 max_kernel=150 max_median=20
 bad=0
 
-mapfile -t files < <(git ls-files -co --exclude-standard '*.c' '*.h' | while read -r f; do
+mapfile -t files < <(git ls-files -co --exclude-standard '*.c' '*.h' '*.cu' | while read -r f; do
     [[ -f $f ]] && echo "$f"
 done)
 longest=$(wc -l "${files[@]}" | awk '$2 != "total"' | sort -n | tail -n 1 | awk '{ print $1, $2 }')
@@ -17,7 +17,7 @@ while read -r lines file; do
 done < <(wc -l "${files[@]}" | awk -v m=$max_file '$2 != "total" && $1 > m { print $1, $2 }')
 
 # lines, name, file of every function, shortest first
-functions=$(ctags -o - --languages=C --langmap=C:.c.h --c-kinds=f --fields=ne "${files[@]}" |
+functions=$(ctags -o - --languages=C,C++ --langmap=C:.c.h,C++:.cu --c-kinds=f --c++-kinds=f --fields=ne "${files[@]}" |
     awk -F'\t' '!/^!/ {
         for (i = 4; i <= NF; i++) { split($i, f, ":"); v[f[1]] = f[2] }
         if (v["end"]) print v["end"] - v["line"] + 1, $1, $2

@@ -14,7 +14,7 @@ complain() { # heading, lines
 
 mapfile -t all < <(git ls-files -co --exclude-standard | grep -vE '^tests/golden/.*/|^fuzz/corpus/|^LICENSE$' |
     while read -r f; do [[ -f $f ]] && echo "$f"; done)
-mapfile -t code < <(printf '%s\n' "${all[@]}" | grep -E '\.[ch]$')
+mapfile -t code < <(printf '%s\n' "${all[@]}" | grep -E '\.([ch]|cu)$')
 
 complain "trailing blanks" "$(grep -nIE '[[:blank:]]+$' "${all[@]}" || true)"
 complain "tabs" "$(printf '%s\n' "${all[@]}" | grep -E '\.(c|h|py|sh|bash|md|yaml)$' |
@@ -25,8 +25,8 @@ complain "file names that are not unique" "$(printf '%s\n' "${code[@]}" | sed 's
 
 forbidden='exit|_exit|abort|printf|vprintf|puts|putchar|perror|getenv|secure_getenv|strcpy|strcat|sprintf|vsprintf|gets|atoi|atol|atof|strtok'
 complain "calls that src/ must not make" \
-    "$(grep -rnE --include='*.[ch]' "(^|[^A-Za-z0-9_>.])($forbidden)\(" src || true)"
-complain "standard streams in src/" "$(grep -rnE --include='*.[ch]' '\b(stdout|stderr|stdin)\b' src || true)"
+    "$(grep -rnE --include='*.[ch]' --include='*.cu' "(^|[^A-Za-z0-9_>.])($forbidden)\(" src || true)"
+complain "standard streams in src/" "$(grep -rnE --include='*.[ch]' --include='*.cu' '\b(stdout|stderr|stdin)\b' src || true)"
 
 # Other versions of clang-format lay some lines out differently: this one decides.
 version=$(clang-format --version | grep -oE 'version [0-9]+' | cut -d' ' -f2)

@@ -164,7 +164,7 @@ typedef struct nb_method {
 
 extern const nb_method *const nb_methods[]; /* NULL-terminated, methods.c */
 
-#define NB_MAX_OPTIONS 12
+#define NB_MAX_OPTIONS 16
 #define NB_STEP_WORD   128
 
 /* A method with its options, parsed from a word such as "gptq:act_order:damp=0.05". */

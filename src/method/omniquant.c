@@ -5,6 +5,7 @@
  *
  *   lwc, let        what is trained; at least one
  *   aug             asks also for the source block's output on the block's own perturbed input
+ *   qkv, out, fc1, qkt   let on these pairs alone (let.h); none given: on all
  *   shift           LET's shifts where nothing would train them: weights only
  *   lwc_lr=0.01     rate of the clip logits
  *   let_lr=0.005    rate of scales and shifts
@@ -35,7 +36,19 @@
 
 #define NAME "omniquant"
 
-enum { LWC, LET, AUG, SHIFT, LWC_LR, LET_LR, ALPHA, AWQ_CLIP, ZERO_POINT, UNIT_TOKENS };
+enum {
+    LWC,
+    LET,
+    AUG,
+    SHIFT,
+    LWC_LR,
+    LET_LR,
+    ALPHA,
+    AWQ_CLIP,
+    ZERO_POINT,
+    UNIT_TOKENS,
+    PAIRS, /* NB_LET_N_PAIRS of them */
+};
 
 static const nb_step_option options[] = {
     [LWC] = {"lwc", NB_OPTION_FLAG, 0, 0, 1},
@@ -48,6 +61,10 @@ static const nb_step_option options[] = {
     [AWQ_CLIP] = {"awq_clip", NB_OPTION_FLAG, 0, 0, 1},
     [ZERO_POINT] = {"zero_point", NB_OPTION_FLAG, 0, 0, 1},
     [UNIT_TOKENS] = {"unit_tokens", NB_OPTION_FLAG, 0, 0, 1},
+    [PAIRS + NB_LET_QKV] = {"qkv", NB_OPTION_FLAG, 0, 0, 1},
+    [PAIRS + NB_LET_OUT] = {"out", NB_OPTION_FLAG, 0, 0, 1},
+    [PAIRS + NB_LET_FC1] = {"fc1", NB_OPTION_FLAG, 0, 0, 1},
+    [PAIRS + NB_LET_QKT] = {"qkt", NB_OPTION_FLAG, 0, 0, 1},
     {0},
 };
 
@@ -250,6 +267,14 @@ static nb_status run_training(training *tr, nb_error *err)
 
 static bool quantized(const nb_format *f) { return f && nb_format_is_quantized(f); }
 
+static bool names_pairs(const double *option)
+{
+    for (int p = 0; p < NB_LET_N_PAIRS; p++) {
+        if (option[PAIRS + p] != 0) return true;
+    }
+    return false;
+}
+
 /* Scales between Q and K do nothing, exactly, where neither is quantized. A norm behind the sum
  * feeds the residual stream, too, and takes no scale. */
 static void choose_pairs(const nb_block_job *job, nb_trainer_options *opt)
@@ -261,6 +286,9 @@ static void choose_pairs(const nb_block_job *job, nb_trainer_options *opt)
     opt->start.pair[NB_LET_QKV] = opt->start.pair[NB_LET_FC1] = opt->let && norms;
     opt->start.pair[NB_LET_OUT] = opt->let;
     opt->start.pair[NB_LET_QKT] = opt->let && heads;
+    for (int p = 0; p < NB_LET_N_PAIRS && names_pairs(job->option); p++) {
+        opt->start.pair[p] = opt->start.pair[p] && job->option[PAIRS + p] != 0;
+    }
     opt->start.shift = c->family->norm == NB_NORM_LAYER && (acts || job->option[SHIFT] != 0);
 }
 
@@ -280,6 +308,10 @@ static nb_status run_omniquant(nb_block_job *job, nb_error *err)
     if (!tr.opt.lwc && !tr.opt.let) {
         return nb_fail(err, NB_EUSAGE,
                        "step \"omniquant\": nothing to train; say omniquant:lwc, :let or both");
+    }
+    if (names_pairs(o) && !tr.opt.let) {
+        return nb_fail(err, NB_EUSAGE,
+                       "step \"omniquant\": pairs are of let, which is not trained");
     }
     if (o[AWQ_CLIP] != 0 && !tr.opt.lwc) {
         return nb_fail(err, NB_EUSAGE,

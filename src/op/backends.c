@@ -1,9 +1,10 @@
 /* The table of backends, and the head they have in common. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cpu.h"
-#include "op/op.h"
+#include "op/plugin.h"
 
 extern const nb_ops nb_ops_cpu;
 extern const nb_ops nb_ops_ref;
@@ -34,15 +35,36 @@ static nb_status fail_device(const char *name, nb_error *err)
         if (i) strncat(list, ", ", sizeof list - strlen(list) - 1);
         strncat(list, nb_backends[i]->name, sizeof list - strlen(list) - 1);
     }
-    return nb_fail(err, NB_EUSAGE, "device \"%.40s\": unknown; there are %s", name, list);
+    return nb_fail(err, NB_EUSAGE, "device \"%.40s\": unknown; there are %s, cuda, cuda:N", name,
+                   list);
+}
+
+/* The ops of a device and, where a plug-in brings them, its handle. */
+static nb_status find_device(const char *device, const nb_ops **ops, void **plugin, nb_error *err)
+{
+    *plugin = NULL;
+    *ops = find_ops(device);
+    if (*ops) return NB_OK;
+    size_t room = sizeof((nb_backend *)0)->device;
+    if (!nb_plugin_has(device) || strlen(device) >= room) return fail_device(device, err);
+    return nb_plugin_load(device, ops, plugin, err);
+}
+
+static nb_status start(nb_backend *be, const nb_options *opt, const char *device, nb_error *err)
+{
+    NB_TRY(find_device(device, &be->ops, &be->plugin, err));
+    snprintf(be->device, sizeof be->device, "%s", device);
+    be->host = &nb_plugin_host_table;
+    be->compute = opt->compute;
+    be->threads = opt->threads ? opt->threads : nb_cpu_count();
+    be->cpu = nb_cpu_features() & opt->cpumask;
+    return be->ops->create(be, err);
 }
 
 nb_status nb_backend_create(nb_backend **out, const nb_options *opt, nb_error *err)
 {
     *out = NULL;
     const char *device = opt->device ? opt->device : "cpu";
-    const nb_ops *ops = find_ops(device);
-    if (!ops) return fail_device(device, err);
     if (opt->threads < 0 || opt->threads > MAX_THREADS) {
         return nb_fail(err, NB_EUSAGE, "threads: expected 0 to %d, got %d", MAX_THREADS,
                        opt->threads);
@@ -52,12 +74,9 @@ nb_status nb_backend_create(nb_backend **out, const nb_options *opt, nb_error *e
     }
     nb_backend *be = calloc(1, sizeof *be);
     if (!be) return nb_fail_memory(err, "backend", sizeof *be);
-    be->ops = ops;
-    be->compute = opt->compute;
-    be->threads = opt->threads ? opt->threads : nb_cpu_count();
-    be->cpu = nb_cpu_features() & opt->cpumask;
-    nb_status st = ops->create(be, err);
+    nb_status st = start(be, opt, device, err);
     if (st != NB_OK) {
+        nb_plugin_close(be->plugin);
         free(be);
         return st;
     }
@@ -69,5 +88,6 @@ void nb_backend_free(nb_backend *be)
 {
     if (!be) return;
     be->ops->destroy(be);
+    nb_plugin_close(be->plugin);
     free(be);
 }

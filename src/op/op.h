@@ -235,12 +235,17 @@ struct nb_backend {
     int64_t
         nonfinite; /* inputs of quantizers that were Inf or NaN and saturated; read after sync */
     void *state;
+    char device[24];                   /* as it was asked for: "cuda:1" */
+    const struct nb_plugin_host *host; /* what a plug-in calls back (plugin.h) */
+    void *plugin;                      /* its handle, or NULL */
 };
 
 /* NULL-terminated: backends.c. "ref" (scalar float), "ref64" (scalar double), "cpu". */
 extern const nb_ops *const nb_backends[];
 
-/* NB_EUSAGE names the device and lists what there is. threads 0: all. */
+/* One of these, or one that a plug-in brings ("cuda", "cuda:1"). NB_EUSAGE names the device and
+ * lists what there is; NB_ERESOURCE: its plug-in or the device itself cannot be used. threads 0:
+ * all. */
 nb_status nb_backend_create(nb_backend **out, const nb_options *opt, nb_error *err);
 void nb_backend_free(nb_backend *be);
 

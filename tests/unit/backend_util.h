@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "base/rng.h"
+#include "cuda_util.h"
 #include "format/half.h"
 #include "op/op.h"
 
@@ -115,6 +116,22 @@ static inline void check_close(const char *what, const op_case *c, nb_compute co
     }
 }
 
+/* Where there is a GPU: as close as the others, and the same bytes every time. */
+static inline void compare_cuda(op_run run, const op_case *c, nb_compute compute,
+                                const double *want, const double *size, double relative, int64_t n)
+{
+    if (!has_cuda()) return;
+    double *got = calloc((size_t)n, sizeof *got), *again = calloc((size_t)n, sizeof *again);
+    run_on("cuda", 2, compute, ~0u, run, c, got);
+    check_close("cuda", c, compute, got, want, size, relative, n);
+    run_on("cuda", 1, compute, ~0u, run, c, again);
+    if (memcmp(got, again, (size_t)n * sizeof *got) != 0) {
+        fail_msg("cuda: seed %d: other bytes in a second run", (int)c->seed);
+    }
+    free(got);
+    free(again);
+}
+
 /* size [n]: what the relative error refers to. */
 static inline void compare(op_run run, const op_case *c, nb_compute compute, const double *size,
                            double relative, int64_t n)
@@ -134,6 +151,7 @@ static inline void compare(op_run run, const op_case *c, nb_compute compute, con
             fail_msg("seed %d: %d threads give other bytes than one", (int)c->seed, threads);
         }
     }
+    compare_cuda(run, c, compute, want, size, relative, n);
     free(want);
     free(got);
     free(one);

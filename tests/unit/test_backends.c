@@ -507,7 +507,8 @@ static void test_options(void **state)
     nb_options opt = {.device = "tpu", .cpumask = ~0u};
     assert_int_equal(nb_backend_create(&be, &opt, &err), NB_EUSAGE);
     assert_null(be);
-    assert_string_equal(err.message, "device \"tpu\": unknown; there are cpu, ref, ref64");
+    assert_string_equal(err.message,
+                        "device \"tpu\": unknown; there are cpu, ref, ref64, cuda, cuda:N");
     opt = (nb_options){.threads = -1, .cpumask = ~0u};
     assert_int_equal(nb_backend_create(&be, &opt, &err), NB_EUSAGE);
     opt = (nb_options){.cpumask = 0};
@@ -522,22 +523,35 @@ static void test_options(void **state)
     nb_backend_free(NULL);
 }
 
+/* Devices of plug-ins: names that are none of theirs, and what is not there. */
+static void test_plugin(void **state)
+{
+    NB_UNUSED(state);
+    static const char *const unknown[] = {"cudax", "cud", "cuda:0:and much too long a name"};
+    nb_backend *be;
+    nb_error err;
+    nb_options opt = {.cpumask = ~0u};
+    for (size_t i = 0; i < NB_COUNT(unknown); i++) {
+        opt.device = unknown[i];
+        assert_int_equal(nb_backend_create(&be, &opt, &err), NB_EUSAGE);
+        assert_non_null(strstr(err.message, "unknown; there are"));
+    }
+    opt.device = has_cuda() ? "cuda:x" : "cuda";
+    assert_int_equal(nb_backend_create(&be, &opt, &err), has_cuda() ? NB_EUSAGE : NB_ERESOURCE);
+    assert_null(be);
+    assert_non_null(strstr(err.message, opt.device));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_low_rank),
-        cmocka_unit_test(test_gram),
-        cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_pointwise),
-        cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_embed),
-        cmocka_unit_test(test_losses),
-        cmocka_unit_test(test_sticky_error),
-        cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_options),
-        cmocka_unit_test(test_hadamard),
-        cmocka_unit_test(test_hadamard_matrix),
+        cmocka_unit_test(test_linear),       cmocka_unit_test(test_low_rank),
+        cmocka_unit_test(test_gram),         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_pointwise),    cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_embed),        cmocka_unit_test(test_losses),
+        cmocka_unit_test(test_sticky_error), cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_options),      cmocka_unit_test(test_plugin),
+        cmocka_unit_test(test_hadamard),     cmocka_unit_test(test_hadamard_matrix),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,9 +7,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
+#include "cuda_util.h"
 #include "op/op.h"
 #include "run/session.h"
 #include "tiny_model.h"
@@ -174,23 +176,27 @@ static void compare(const float *x, const float *y, int64_t rows, int64_t D, boo
     assert_true(moved <= rows / 100);
 }
 
-static void test_cpu_is_ref(void **state)
+static void test_others_are_ref(void **state)
 {
     NB_UNUSED(state);
-    const unsigned masks[] = {~0u, 0};
+    const struct {
+        const char *device;
+        unsigned mask;
+    } others[] = {{"cpu", ~0u}, {"cpu", 0}, {"cuda", ~0u}};
     nb_backend *ref = open_backend("ref", 1, 0);
-    for (size_t m = 0; m < NB_COUNT(masks); m++) {
-        nb_backend *cpu = open_backend("cpu", 2, masks[m]);
+    for (size_t m = 0; m < NB_COUNT(others); m++) {
+        if (strcmp(others[m].device, "cuda") == 0 && !has_cuda()) continue;
+        nb_backend *other = open_backend(others[m].device, 2, others[m].mask);
         for (size_t i = 0; i < NB_COUNT(kinds) * NB_COUNT(shapes) * 2; i++) {
             const shape *s = &shapes[i / 2 % NB_COUNT(shapes)];
             nb_attn_formats f = formats_of(&kinds[i / 2 / NB_COUNT(shapes)]);
             int64_t n = 150;
-            float *x = run(ref, s, &f, n, n, i % 2), *y = run(cpu, s, &f, n, n, i % 2);
+            float *x = run(ref, s, &f, n, n, i % 2), *y = run(other, s, &f, n, n, i % 2);
             compare(x, y, n * s->heads, s->dim, f.p.family || f.q.family);
             free(x);
             free(y);
         }
-        nb_backend_free(cpu);
+        nb_backend_free(other);
     }
     nb_backend_free(ref);
 }
@@ -558,12 +564,12 @@ static void test_model_formats(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cpu_is_ref),    cmocka_unit_test(test_pieces),
-        cmocka_unit_test(test_threads),       cmocka_unit_test(test_paper),
-        cmocka_unit_test(test_error),         cmocka_unit_test(test_token_bytes),
-        cmocka_unit_test(test_pages),         cmocka_unit_test(test_overflow),
-        cmocka_unit_test(test_wrong_formats), cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_prompt),        cmocka_unit_test(test_model_formats),
+        cmocka_unit_test(test_others_are_ref), cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_threads),        cmocka_unit_test(test_paper),
+        cmocka_unit_test(test_error),          cmocka_unit_test(test_token_bytes),
+        cmocka_unit_test(test_pages),          cmocka_unit_test(test_overflow),
+        cmocka_unit_test(test_wrong_formats),  cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_prompt),         cmocka_unit_test(test_model_formats),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -269,6 +269,30 @@ static void test_loss_falls(void **state)
     }
 }
 
+/* let on named pairs alone: the others' weights and norms stay as they are. */
+static void test_pairs(void **state)
+{
+    NB_UNUSED(state);
+    omni_fixture f;
+    omni_begin(&f, &w4a4, "cpu", 1);
+    const float *q = (const float *)f.block.linear[NB_Q].w.plane[0];
+    const float *up = (const float *)f.block.linear[NB_UP].w.plane[0];
+    float q0 = q[1], up0 = up[1], attn0 = f.block.norm[NB_NORM_ATTN].weight[1];
+    assert_int_equal(run(&f, "omniquant:let:fc1", 2, NULL), NB_OK);
+    json_t *report = json_object_get(f.job.report, "omniquant");
+    json_t *pairs = json_object_get(report, "let");
+    assert_int_equal(json_array_size(pairs), 1);
+    assert_string_equal(json_string_value(json_array_get(pairs, 0)), "fc1");
+    assert_true(q[1] == q0 && f.block.norm[NB_NORM_ATTN].weight[1] == attn0);
+    assert_true(up[1] != up0);
+    omni_end(&f);
+    nb_error err;
+    omni_begin(&f, &w4a4, "cpu", 1);
+    assert_int_equal(run(&f, "omniquant:lwc:qkv", 1, &err), NB_EUSAGE);
+    assert_non_null(strstr(err.message, "pairs are of let"));
+    omni_end(&f);
+}
+
 /* Min-max at sigmoid(4), with the scales of SmoothQuant folded. */
 static void test_no_epochs(void **state)
 {
@@ -529,7 +553,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),      cmocka_unit_test(test_equivalence),
-        cmocka_unit_test(test_loss_falls),     cmocka_unit_test(test_no_epochs),
+        cmocka_unit_test(test_loss_falls),
+        cmocka_unit_test(test_pairs),     cmocka_unit_test(test_no_epochs),
         cmocka_unit_test(test_awq_clip_start), cmocka_unit_test(test_stored_as_trained),
         cmocka_unit_test(test_thread_count),   cmocka_unit_test(test_wild_rates),
         cmocka_unit_test(test_kept),           cmocka_unit_test(test_not_finite),

@@ -84,6 +84,9 @@ int64_t nb_cpu_fake_quant_row(const nb_kernels *k, const nb_format *f, const flo
                               float *out);
 int64_t nb_cpu_fake_quant_rows(const nb_kernels *k, const nb_format *f, const float *x, int64_t ld,
                                int64_t n_rows, int64_t n, float *out); /* out [n_rows, n] */
+/* The same on all threads; rows of x are ld apart, out [n_rows, n]. */
+int64_t nb_cpu_fake_quant(nb_backend *be, const nb_format *f, const float *x, int64_t ld,
+                          int64_t n_rows, int64_t n, float *out);
 void nb_cpu_dialect_linear(nb_backend *be, nb_view out, nb_view x, const nb_linear *w,
                            const float *low, bool add);
 

@@ -38,6 +38,20 @@ int64_t nb_cpu_fake_quant_rows(const nb_kernels *k, const nb_format *f, const fl
     return bad;
 }
 
+int64_t nb_cpu_fake_quant(nb_backend *be, const nb_format *f, const float *x, int64_t ld,
+                          int64_t n_rows, int64_t n, float *out)
+{
+    const nb_kernels *k = &nb_cpu_of(be)->k;
+    int64_t bad = 0, tile = nb_tile_rows(f);
+#pragma omp parallel for num_threads(be->threads) reduction(+ : bad)                               \
+    if (n_rows * n > NB_CPU_PARALLEL_MIN)
+    for (int64_t r = 0; r < n_rows; r += tile) {
+        bad += nb_cpu_fake_quant_rows(k, f, x + r * ld, ld, nb_min_i64(tile, n_rows - r), n,
+                                      out + r * n);
+    }
+    return bad;
+}
+
 typedef struct job {
     nb_backend *be;
     nb_view out;

@@ -83,20 +83,16 @@ static void scale_to_unit(const nb_kernels *k, float *q, int64_t n)
 static void prepare(nb_backend *be, nb_view x, const nb_format *act, bool unit, float *q)
 {
     const nb_kernels *k = &nb_cpu_of(be)->k;
-    int64_t bad = 0, tile = nb_tile_rows(act), cols = x.cols;
-#pragma omp parallel for num_threads(be->threads) reduction(+ : bad)                               \
-    if (x.rows * cols > NB_CPU_PARALLEL_MIN)
-    for (int64_t t0 = 0; t0 < x.rows; t0 += tile) {
-        int64_t n = nb_min_i64(tile, x.rows - t0);
-        float *rows = q + t0 * cols;
-        if (act) {
-            bad += nb_cpu_fake_quant_rows(k, act, nb_cpu_row(x, t0), x.stride, n, cols, rows);
-        } else {
-            memcpy(rows, nb_cpu_row(x, t0), (size_t)cols * sizeof *rows);
-        }
-        for (int64_t t = 0; unit && t < n; t++) scale_to_unit(k, rows + t * cols, cols);
+    int64_t cols = x.cols;
+    if (act) {
+        be->nonfinite += nb_cpu_fake_quant(be, act, nb_cpu_row(x, 0), x.stride, x.rows, cols, q);
     }
-    be->nonfinite += bad;
+#pragma omp parallel for num_threads(be->threads) if (x.rows * cols > NB_CPU_PARALLEL_MIN)
+    for (int64_t t = 0; t < x.rows; t++) {
+        float *row = q + t * cols;
+        if (!act) memcpy(row, nb_cpu_row(x, t), (size_t)cols * sizeof *row);
+        if (unit) scale_to_unit(k, row, cols);
+    }
 }
 
 void nb_cpu_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *act, bool unit)
