@@ -69,7 +69,7 @@ typedef enum nb_compute {
 } nb_compute;
 
 typedef struct nb_options {
-    const char *device; /* "cpu" (default) or "ref": the scalar reference                     */
+    const char *device; /* "cpu" (default), "ref": the scalar reference, "cuda", "cuda:1"     */
     int threads;        /* 0 (default): as many as the process may use                        */
     nb_compute compute;
     bool simulate;    /* unpack quantized weights to fp32 when loading: fake-quant reference  */

@@ -552,13 +552,13 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradients),      cmocka_unit_test(test_equivalence),
-        cmocka_unit_test(test_loss_falls),
-        cmocka_unit_test(test_pairs),     cmocka_unit_test(test_no_epochs),
-        cmocka_unit_test(test_awq_clip_start), cmocka_unit_test(test_stored_as_trained),
-        cmocka_unit_test(test_thread_count),   cmocka_unit_test(test_wild_rates),
-        cmocka_unit_test(test_kept),           cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_ladder),         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_gradients),         cmocka_unit_test(test_equivalence),
+        cmocka_unit_test(test_loss_falls),        cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_no_epochs),         cmocka_unit_test(test_awq_clip_start),
+        cmocka_unit_test(test_stored_as_trained), cmocka_unit_test(test_thread_count),
+        cmocka_unit_test(test_wild_rates),        cmocka_unit_test(test_kept),
+        cmocka_unit_test(test_not_finite),        cmocka_unit_test(test_ladder),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
