@@ -1,5 +1,6 @@
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "commands.h"
@@ -9,8 +10,27 @@
 static const cli_option options[] = {
     {"tensor", 0, CLI_STRING, offsetof(cli_args, tensor), 0, "NAME",
      "distribution of one tensor's values"},
+    {"dialects", 0, CLI_FLAG, offsetof(cli_args, dialects), 0, NULL,
+     "how often blocks use each of the 16 dialects"},
     {0},
 };
+
+static json_t *counts_json(const int64_t *count, int n)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++) json_array_append_new(list, json_integer(count[i]));
+    return list;
+}
+
+static int name_width(const nb_inspection *in)
+{
+    size_t width = 6;
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        size_t n = strlen(in->tensors[i].name);
+        if (n > width) width = n;
+    }
+    return (int)width;
+}
 
 /* ---- the whole model -------------------------------------------------------------------- */
 
@@ -59,18 +79,14 @@ static void format_shape(const nb_tensor_desc *t, char *out, size_t n)
 
 static void print_tensor_table(const nb_inspection *in)
 {
-    size_t width = 6;
-    for (size_t i = 0; i < in->n_tensors; i++) {
-        size_t n = strlen(in->tensors[i].name);
-        if (n > width) width = n;
-    }
-    printf("\n%-*s  %-16s  %-20s  %12s  %6s\n", (int)width, "tensor", "format", "shape", "bytes",
+    int width = name_width(in);
+    printf("\n%-*s  %-16s  %-20s  %12s  %6s\n", width, "tensor", "format", "shape", "bytes",
            "bits");
     for (size_t i = 0; i < in->n_tensors; i++) {
         const nb_tensor_desc *t = &in->tensors[i];
         char shape[96];
         format_shape(t, shape, sizeof shape);
-        printf("%-*s  %-16s  %-20s  %12lld  %6.3f\n", (int)width, t->name, t->format, shape,
+        printf("%-*s  %-16s  %-20s  %12lld  %6.3f\n", width, t->name, t->format, shape,
                (long long)t->bytes, t->bits_per_weight);
     }
 }
@@ -134,11 +150,7 @@ static void print_histogram(const nb_tensor_stats *s, cli_printer *r)
         draw_histogram(s);
         return;
     }
-    json_t *bins = json_array();
-    for (int i = 0; i < NB_HISTOGRAM_BINS; i++) {
-        json_array_append_new(bins, json_integer(s->histogram[i]));
-    }
-    cli_print_json(r, "histogram", bins);
+    cli_print_json(r, "histogram", counts_json(s->histogram, NB_HISTOGRAM_BINS));
 }
 
 static nb_status inspect_tensor(const cli_args *args, nb_error *err)
@@ -162,14 +174,110 @@ static nb_status inspect_tensor(const cli_args *args, nb_error *err)
     return cli_print_end(&r, err);
 }
 
+/* ---- dialects --------------------------------------------------------------------------- */
+
+typedef struct dialect_use {
+    int64_t blocks; /* 0: no tensor of dialects, or not the one that is asked for */
+    int64_t count[NB_DIALECTS];
+} dialect_use;
+
+/* use [n_tensors + 1]: the last one is of all tensors together. */
+static void count_dialects(const nb_inspection *in, const char *only, dialect_use *use)
+{
+    dialect_use *all = &use[in->n_tensors];
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        if (only && strcmp(only, in->tensors[i].name) != 0) continue;
+        use[i].blocks = nb_inspection_dialects(in, i, use[i].count);
+        all->blocks += use[i].blocks;
+        for (int id = 0; id < NB_DIALECTS; id++) all->count[id] += use[i].count[id];
+    }
+}
+
+static void print_use(const char *name, int width, const dialect_use *u)
+{
+    printf("%-*s  %10lld ", width, name, (long long)u->blocks);
+    for (int id = 0; id < NB_DIALECTS; id++) {
+        printf(" %4.1f", 100.0 * (double)u->count[id] / (double)u->blocks);
+    }
+    putchar('\n');
+}
+
+static void print_use_table(const nb_inspection *in, const dialect_use *use)
+{
+    int width = name_width(in);
+    printf("percent of blocks by dialect\n\n%-*s  %10s ", width, "tensor", "blocks");
+    for (int id = 0; id < NB_DIALECTS; id++) printf(" %4d", id);
+    putchar('\n');
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        if (use[i].blocks > 0) print_use(in->tensors[i].name, width, &use[i]);
+    }
+    print_use("all", width, &use[in->n_tensors]);
+}
+
+static void print_use_json(const nb_inspection *in, const dialect_use *use, cli_printer *r)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < in->n_tensors; i++) {
+        if (use[i].blocks == 0) continue;
+        const nb_tensor_desc *t = &in->tensors[i];
+        json_array_append_new(list, json_pack("{s:s, s:s, s:I, s:o}", "name", t->name, "format",
+                                              t->format, "blocks", (json_int_t)use[i].blocks,
+                                              "dialects", counts_json(use[i].count, NB_DIALECTS)));
+    }
+    const dialect_use *all = &use[in->n_tensors];
+    cli_print_int(r, "blocks", NULL, all->blocks);
+    cli_print_json(r, "dialects", counts_json(all->count, NB_DIALECTS));
+    cli_print_json(r, "tensors", list);
+}
+
+static nb_status fail_without(const cli_args *args, nb_error *err)
+{
+    if (!args->tensor) {
+        return cli_fail(err, NB_EUSAGE, "%s: no tensor is in a dialect format", args->model);
+    }
+    return cli_fail(err, NB_EUSAGE, "tensor \"%.200s\": not in %s, or in no dialect format",
+                    args->tensor, args->model);
+}
+
+static nb_status print_dialects(const nb_inspection *in, const cli_args *args, nb_error *err)
+{
+    size_t n = in->n_tensors;
+    dialect_use *use = calloc(n + 1, sizeof *use);
+    if (!use) return cli_fail(err, NB_ERESOURCE, "out of memory: dialects of %zu tensors", n);
+    count_dialects(in, args->tensor, use);
+    nb_status st = NB_OK;
+    if (use[n].blocks == 0) {
+        st = fail_without(args, err);
+    } else if (args->json) {
+        cli_printer r;
+        cli_print_begin(&r, true);
+        print_use_json(in, use, &r);
+        st = cli_print_end(&r, err);
+    } else {
+        print_use_table(in, use);
+    }
+    free(use);
+    return st;
+}
+
+static nb_status inspect_dialects(const cli_args *args, nb_error *err)
+{
+    nb_inspection *in = NULL;
+    nb_status st = nb_inspect(&in, args->model, err);
+    if (st == NB_OK) st = print_dialects(in, args, err);
+    nb_inspection_free(in);
+    return st;
+}
+
 static nb_status run(cli_args *args, nb_error *err)
 {
+    if (args->dialects) return inspect_dialects(args, err);
     return args->tensor ? inspect_tensor(args, err) : inspect_model(args, err);
 }
 
 const cli_command cmd_inspect = {
     .name = "inspect",
-    .usage = "MODEL [--tensor NAME] [options]",
+    .usage = "MODEL [--tensor NAME] [--dialects] [options]",
     .summary = "what is in a model: configuration, formats, sizes",
     .groups = {options, cli_output_options},
     .run = run,

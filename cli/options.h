@@ -20,7 +20,7 @@ typedef struct cli_args {
     cli_list models;   /* all of them; one unless the verb takes many */
     const char *out, *recipe, *text, *against, *prompt, *tokens, *tensor;
     cli_list calib;
-    bool json, help;
+    bool json, help, dialects;
     nb_options run;
     nb_eval_options eval;
     nb_generate_options generate;

@@ -265,6 +265,13 @@ typedef struct nb_inspection {
 NB_API nb_status nb_inspect(nb_inspection **out, const char *path, nb_error *err);
 NB_API void nb_inspection_free(nb_inspection *i);
 
+/* Blocks of tensors[tensor], tensor < n_tensors, by their dialect, 0 .. 15 (BlockDialect, figure 4:
+ * 2k and 2k + 1 reach to 7.5 - k/2 units). A block of several rows counts once, and one of zeros
+ * has dialect 0. Returns the number of blocks; 0, and zeros in `count`, for any other format. */
+#define NB_DIALECTS 16
+NB_API int64_t nb_inspection_dialects(const nb_inspection *i, size_t tensor,
+                                      int64_t count[NB_DIALECTS]);
+
 /* Distribution of one tensor's values, decoded to fp32. */
 #define NB_HISTOGRAM_BINS 32
 typedef struct nb_tensor_stats {

@@ -6,12 +6,14 @@
 
 #include "api/api_model.h"
 #include "api/weights.h"
+#include "format/dialect.h"
 
 typedef struct inspection {
     nb_inspection pub; /* first: the public handle is this object */
     nb_arena *arena;
     nb_source *source;
     nb_tensor_desc *items;
+    nb_weight *weights;
     size_t n;
 } inspection;
 
@@ -43,14 +45,14 @@ static void describe(nb_tensor_desc *d, const nb_weight *w)
 }
 
 /* Of the quantized linears with their low-rank factors; where there are none, of every tensor. */
-static double bits_per_weight(const inspection *in, const nb_weight *w)
+static double bits_per_weight(const inspection *in)
 {
     int64_t bytes[2] = {0}, n[2] = {0};
     for (size_t i = 0; i < in->n; i++) {
         const nb_tensor_desc *d = &in->items[i];
         for (int q = 0; q <= d->quantized; q++) {
             bytes[q] += d->bytes;
-            n[q] += w[i].factor ? 0 : count_of(d);
+            n[q] += in->weights[i].factor ? 0 : count_of(d);
         }
     }
     int which = n[1] > 0;
@@ -59,12 +61,11 @@ static double bits_per_weight(const inspection *in, const nb_weight *w)
 
 static nb_status list(inspection *in, nb_error *err)
 {
-    nb_weight *w;
-    NB_TRY(nb_weights_list(&w, &in->n, in->source, in->arena, err));
+    NB_TRY(nb_weights_list(&in->weights, &in->n, in->source, in->arena, err));
     in->items = nb_arena_alloc(in->arena, in->n, sizeof *in->items);
     if (!in->items) return nb_fail_memory(err, "list of tensors", in->n * sizeof *in->items);
-    for (size_t i = 0; i < in->n; i++) describe(&in->items[i], &w[i]);
-    in->pub.bits_per_weight = bits_per_weight(in, w);
+    for (size_t i = 0; i < in->n; i++) describe(&in->items[i], &in->weights[i]);
+    in->pub.bits_per_weight = bits_per_weight(in);
     return NB_OK;
 }
 
@@ -113,6 +114,15 @@ void nb_inspection_free(nb_inspection *i)
     nb_source_close(in->source);
     nb_arena_free(in->arena);
     free(in);
+}
+
+int64_t nb_inspection_dialects(const nb_inspection *i, size_t tensor, int64_t count[NB_DIALECTS])
+{
+    int64_t n = 0;
+    memset(count, 0, NB_DIALECTS * sizeof *count);
+    nb_dialect_count(&((const inspection *)i)->weights[tensor].m, count);
+    for (int id = 0; id < NB_DIALECTS; id++) n += count[id];
+    return n;
 }
 
 /* ---- one tensor ------------------------------------------------------------------------- */

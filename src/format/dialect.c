@@ -32,6 +32,7 @@
 #include "format/word.h"
 
 extern const nb_format_family nb_format_family_dialect;
+extern const nb_format_family nb_format_family_dialect2d;
 
 enum { RULE_OF_USE = 0, RULE_MSE = 1, RULE_2S = 2, CLAMP_BD5 = 4 }; /* nb_format.variant: bits */
 
@@ -196,10 +197,14 @@ static int planes_dialect(const nb_format *f, int64_t n_in, nb_plane_spec out[NB
     return 3;
 }
 
+static unsigned load_id(const uint8_t *const plane[], int64_t g)
+{
+    return plane[2][g / 2] >> g % 2 * 4 & 15;
+}
+
 static nb_qparam load_param(const uint8_t *const plane[], int64_t g)
 {
-    unsigned ids = plane[2][g / 2];
-    return (nb_qparam){.scale = nb_dialect_scale(plane[1][g]), .id = g % 2 ? ids >> 4 : ids & 15};
+    return (nb_qparam){.scale = nb_dialect_scale(plane[1][g]), .id = (uint8_t)load_id(plane, g)};
 }
 
 static void pack_row_dialect(const nb_format *f, const uint8_t *codes, const nb_qparam *p,
@@ -235,6 +240,19 @@ static void dequant_row_dialect(const nb_format *f, const uint8_t *const plane[]
     }
 }
 
+/* All rows of a tile repeat the ids of its blocks: the first one has them. */
+void nb_dialect_count(const nb_matrix *m, int64_t count[NB_DIALECTS])
+{
+    const nb_format *f = &m->format;
+    if (!nb_format_is_dialect(f) && f->family != &nb_format_family_dialect2d) return;
+    int64_t groups = nb_format_groups(f, m->n_in), tile = f->tile > 0 ? f->tile : 1;
+    for (int64_t r = 0; r < m->n_out; r += tile) {
+        const uint8_t *plane[NB_MAX_PLANES];
+        nb_matrix_row(m, r, plane);
+        for (int64_t g = 0; g < groups; g++) count[load_id(plane, g)]++;
+    }
+}
+
 /* ---- rows as integers ------------------------------------------------------------------ */
 
 bool nb_format_is_dialect(const nb_format *f) { return f->family == &nb_format_family_dialect; }
@@ -265,7 +283,7 @@ void nb_dialect_decode_row(const nb_format *f, const uint8_t *const plane[], int
     int64_t groups = nb_format_groups(f, n);
     for (int64_t g = 0; g < groups; g++) {
         int64_t at = nb_group_begin(f, g), m = nb_group_length(f, n, g);
-        const int8_t *values = nb_dialect_half[plane[2][g / 2] >> g % 2 * 4 & 15];
+        const int8_t *values = nb_dialect_half[load_id(plane, g)];
         for (int64_t i = at; i < at + m; i++) half[i] = values[plane[0][i / 2] >> i % 2 * 4 & 15];
         exponent[g] = plane[1][g];
     }

@@ -31,6 +31,10 @@ void nb_dialect_quantize_row(const nb_format *f, const float *x, int64_t n, int8
 void nb_dialect_decode_row(const nb_format *f, const uint8_t *const plane[], int64_t n,
                            int8_t *half, uint8_t *exponent);
 
+/* Adds the blocks of m by their dialect; nothing if m is of another format. Blocks of several rows
+ * count once. */
+void nb_dialect_count(const nb_matrix *m, int64_t count[NB_DIALECTS]);
+
 /* sum a_i b_i over a block. */
 static inline int32_t nb_dialect_dot_half(const int8_t *a, const int8_t *b, int64_t n)
 {

@@ -19,8 +19,8 @@
 #include <stdint.h>
 
 #include "format/half.h"
+#include "nibble.h"
 
-#define NB_DIALECTS          16
 #define NB_DIALECT_BLOCK_MAX 128
 
 /* Range of SE: one byte SE + 127 (D7), and the 5 bits that the paper counts (D8). */

@@ -85,10 +85,10 @@ for plane in codes scales dialects; do
     rm -rf "$scratch/d"
     cp -r "$scratch/dialect" "$scratch/d"
     "${damage[@]}" narrow "$scratch/d" $block.mlp.down_proj.weight.$plane
-    for verb in "inspect" "verify" "perplexity --text LICENSE --ctx 32"; do
-        expect "$(status_of $verb)" "short $plane: ${verb%% *}" \
+    for verb in "inspect" "inspect --dialects" "verify" "perplexity --text LICENSE --ctx 32"; do
+        expect "$(status_of $verb)" "short $plane: ${verb%% --text*}" \
             "$NIBBLE" ${verb%% *} "$scratch/d" ${verb#"${verb%% *}"}
-        contains "short $plane: ${verb%% *} names it" "$block.mlp.down_proj.weight.$plane" "$err"
+        contains "short $plane: ${verb%% --text*} names it" "$block.mlp.down_proj.weight.$plane" "$err"
     done
 done
 rm -rf "$scratch/d"

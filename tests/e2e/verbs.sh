@@ -92,6 +92,53 @@ expect 0 "quantize a GGUF file" "$NIBBLE" quantize tests/golden/gguf-qwen2/model
 expect 0 "inspect a quantized model" "$NIBBLE" inspect "$scratch/q" --json
 contains "inspect shows the format" "int4:g16" "$out"
 close "inspect and quantize agree on bits per weight" "$bits" "$(value bits_per_weight)" 1e-9
+
+# Rows of 40 are 3 blocks of 16: half a byte of each row of dialects is none. Tiles count once.
+cat >"$scratch/r.yaml" <<'EOF'
+weights: dialect:b16
+linears:
+  v: {weights: int4:g8}
+  o: {weights: dialect:8x8}
+  down: {weights: dialect:4x8}
+EOF
+expect 0 "quantize to dialects" "$NIBBLE" quantize "$model" -o "$scratch/dialects" --recipe "$scratch/r.yaml"
+expect 0 "inspect --dialects" "$NIBBLE" inspect "$scratch/dialects" --dialects --json
+table=$("$NIBBLE" inspect "$scratch/dialects" --dialects)
+reason=$("$PYTHON" -c '
+import json, sys
+from pathlib import Path
+sys.path.insert(0, "tests/spec")
+from read_nibble import *
+directory, got, table = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+config = json.loads((directory / "config.json").read_text())
+planes = {}
+for file in directory.glob("*.safetensors"): planes.update(read_safetensors(file))
+want, total = {}, np.zeros(16, int)
+for module, word in config["quantization_config"]["modules"].items():
+    if not word.startswith("dialect"): continue
+    _, ids = planes[module + ".weight.dialects"]
+    rows, cols = {"dialect:b16": (1, 16), "dialect:8x8": (8, 8), "dialect:4x8": (4, 8)}[word]
+    blocks = unpack_bits(ids[::rows], 4, -(-n_in_of(module, config) // cols))
+    want[module + ".weight"] = word, blocks.size, np.bincount(blocks.ravel(), minlength=16).tolist()
+    total += want[module + ".weight"][2]
+found = {t["name"]: (t["format"], t["blocks"], t["dialects"]) for t in got["tensors"]}
+assert len(want) == 12 and found == want, f"{found}, expected {want}"
+assert all(sum(c) == n for _, n, c in found.values()) and 0 not in total, total
+assert (got["blocks"], got["dialects"]) == (total.sum(), total.tolist()), got["dialects"]
+lines = {line.split()[0]: line.split()[1:] for line in table.splitlines()[3:]}
+assert lines.keys() == {*want, "all"}, lines.keys()
+for name, (_, n, count) in (want | {"all": ("", total.sum(), total)}).items():
+    assert lines[name] == [str(n), *(f"{100 * c / n:.1f}" for c in count)], lines[name]
+' "$scratch/dialects" "$out" "$table" 2>&1) && pass "inspect --dialects counts what the file holds" ||
+    fail "inspect --dialects counts what the file holds" "$reason"
+tensor=model.layers.1.mlp.down_proj.weight
+expect 0 "inspect --dialects of one tensor" "$NIBBLE" inspect "$scratch/dialects" --dialects --tensor $tensor --json
+same "its 10 rows of 7 tiles" "70 1" "$(value blocks) $(grep -c '"name"' <<<"$out")"
+expect 2 "inspect --dialects of a tensor without" "$NIBBLE" inspect "$scratch/dialects" --dialects \
+    --tensor model.layers.1.self_attn.v_proj.weight
+expect 2 "inspect --dialects of a model without" "$NIBBLE" inspect "$scratch/q" --dialects
+contains "it is named" "$scratch/q: no tensor is in a dialect format" "$err"
+
 expect 0 "verify" "$NIBBLE" verify "$scratch/q" --json
 has_keys "verify: keys" tensors checksums bytes
 
