@@ -3,7 +3,7 @@
 #ifndef NB_OP_PLUGIN_H
 #define NB_OP_PLUGIN_H
 
-#include "op/op.h"
+#include "op/common.h"
 
 #define NB_PLUGIN_OPEN "nb_plugin_open"
 
@@ -12,6 +12,10 @@ typedef struct nb_plugin_host {
     nb_status (*backend_create)(nb_backend **out, const nb_options *opt, nb_error *err);
     void (*backend_free)(nb_backend *be);
     nb_status (*fail)(nb_error *err, nb_status status, const char *fmt, ...);
+    void (*fault_set)(nb_fault *f, nb_status status, const char *fmt, ...);
+    nb_status (*fault_take)(nb_fault *f, nb_error *err);
+    bool (*fault_check_ids)(nb_fault *f, const char *what, const int32_t *ids, int64_t n,
+                            int64_t limit);
     void (*matrix_dequant)(const nb_matrix *m, int64_t row, int64_t n_rows, float *out);
     nb_status (*kv_check)(const nb_kv_desc *d, nb_error *err);
     /* out [n_rows, n] = rows of x, ld apart, as linears quantize their input, on all threads of the

@@ -9,18 +9,14 @@
 
 void nb_cuda_fail(nb_backend *be, nb_status status, const char *what)
 {
-    nb_error *first = &nb_cuda_of(be)->first;
-    if (first->status == NB_OK) be->host->fail(first, status, "%s", what);
+    be->host->fault_set(&nb_cuda_of(be)->fault, status, "%s", what);
 }
 
 bool nb_cuda_ok(nb_backend *be, cudaError_t e, const char *what)
 {
     if (e == cudaSuccess) return true;
-    nb_error *first = &nb_cuda_of(be)->first;
-    if (first->status == NB_OK) {
-        be->host->fail(first, NB_ERESOURCE, "%s: %s: %s", be->ops->name, what,
-                       cudaGetErrorString(e));
-    }
+    be->host->fault_set(&nb_cuda_of(be)->fault, NB_ERESOURCE, "cuda: %s: %s", what,
+                        cudaGetErrorString(e));
     return false;
 }
 
@@ -94,10 +90,7 @@ static nb_status cuda_sync(nb_backend *be, nb_error *err)
     nb_cuda *c = nb_cuda_of(be);
     nb_cuda_ok(be, cudaGetLastError(), "kernel");
     nb_cuda_ok(be, cudaStreamSynchronize(c->stream), "sync");
-    nb_error first = c->first;
-    memset(&c->first, 0, sizeof c->first);
-    if (err && first.status != NB_OK) *err = first;
-    return first.status;
+    return be->host->fault_take(&c->fault, err);
 }
 
 /* ---- memory ---------------------------------------------------------------------------- */

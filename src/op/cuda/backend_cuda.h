@@ -2,8 +2,8 @@
  * rest. Ops return when they are queued.
  *
  * Sums run in an order that shapes alone decide (no atomics), so one GPU gives the same bytes in
- * every run. What has no kernel here (formats other than uniform integers and floats by token,
- * keys and values with formats) goes through a "cpu" backend of its own: to the host and back. */
+ * every run. What has no kernel here (formats other than uniform integers and floats with a free
+ * scale; keys and values in them) goes through a "cpu" backend of its own: to the host and back. */
 #ifndef NB_OP_CUDA_CUDA_H
 #define NB_OP_CUDA_CUDA_H
 
@@ -13,6 +13,7 @@
 
 extern "C" {
 #include "format/ste.h"
+#include "op/kv_store.h"
 #include "op/plugin.h"
 }
 
@@ -29,6 +30,7 @@ struct nb_linear {
     nb_format act;
     int64_t rank;
     float *low_a, *low_b; /* [rank, n_out], [rank, n_in] */
+    __nv_bfloat16 *low_b16;
     size_t n_bytes;
 };
 
@@ -59,7 +61,7 @@ typedef enum nb_cuda_slot {
 typedef struct nb_cuda {
     cudaStream_t stream;
     cublasHandle_t blas; /* NULL until the first product */
-    nb_error first;      /* failure since the last sync */
+    nb_fault fault;
     struct {
         void *data;
         size_t n_bytes;
@@ -94,6 +96,12 @@ static inline mat mat_of(nb_view v)
 /* backend_cuda.cu */
 bool nb_cuda_ok(nb_backend *be, cudaError_t e, const char *what); /* false: the fault is set */
 void nb_cuda_fail(nb_backend *be, nb_status status, const char *what);
+/* Nothing has failed since the last sync. */
+static inline bool nb_cuda_healthy(const nb_backend *be)
+{
+    return nb_cuda_of(be)->fault.first.status == NB_OK;
+}
+static inline bool is_quantized(const nb_format *f) { return f && f->family && f->family->fit; }
 void *nb_cuda_scratch(nb_backend *be, nb_cuda_slot slot, size_t n_bytes); /* NULL: fault */
 float *nb_cuda_staging(nb_backend *be, size_t n_bytes);                   /* NULL: fault */
 nb_status nb_cuda_alloc(nb_backend *be, size_t n_bytes, const char *what, void **out,

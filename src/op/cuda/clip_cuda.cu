@@ -15,10 +15,10 @@ static void clip_on_host(nb_backend *be, nb_view out, nb_view w, nb_view row, nb
 {
     nb_backend *cpu = nb_cuda_cpu(be);
     nb_view m = nb_cuda_mirror(be, 0, w, true);
-    if (!m.buf) return;
-    cpu->ops->clip_forward(cpu, m, m, nb_cuda_mirror(be, 1, row, true),
-                           nb_cuda_mirror(be, 2, col, true), nb_cuda_mirror(be, 3, u, true),
-                           nb_cuda_mirror(be, 4, l, true), fmt);
+    nb_view rows = nb_cuda_mirror(be, 1, row, true), cols = nb_cuda_mirror(be, 2, col, true);
+    nb_view hi = nb_cuda_mirror(be, 3, u, true), lo = nb_cuda_mirror(be, 4, l, true);
+    if (!nb_cuda_healthy(be)) return;
+    cpu->ops->clip_forward(cpu, m, m, rows, cols, hi, lo, fmt);
     nb_cuda_reflect(be, out, m);
     nb_cuda_settle(be);
 }
@@ -51,10 +51,10 @@ static void clip_back_on_host(nb_backend *be, nb_view du, nb_view dl, nb_view co
     nb_backend *cpu = nb_cuda_cpu(be);
     nb_view weight = nb_cuda_mirror(be, 0, w, true), hi = nb_cuda_mirror(be, 3, u, true);
     nb_view lo = nb_cuda_mirror(be, 4, l, true), sum = nb_cuda_mirror(be, 5, colsum, false);
-    if (!weight.buf) return;
-    cpu->ops->clip_backward(cpu, hi, lo, sum, nb_cuda_mirror(be, 6, g, true), weight,
-                            nb_cuda_mirror(be, 1, row, true), nb_cuda_mirror(be, 2, col, true), hi,
-                            lo, zero, fmt);
+    nb_view rows = nb_cuda_mirror(be, 1, row, true), cols = nb_cuda_mirror(be, 2, col, true);
+    nb_view grad = nb_cuda_mirror(be, 6, g, true);
+    if (!nb_cuda_healthy(be)) return;
+    cpu->ops->clip_backward(cpu, hi, lo, sum, grad, weight, rows, cols, hi, lo, zero, fmt);
     nb_cuda_reflect(be, du, hi);
     nb_cuda_reflect(be, dl, lo);
     nb_cuda_reflect(be, colsum, sum);
@@ -135,10 +135,10 @@ static void round_on_host(nb_backend *be, nb_view out, nb_view w, nb_view v, nb_
                           const nb_format *fmt)
 {
     nb_backend *cpu = nb_cuda_cpu(be);
-    nb_view m = nb_cuda_mirror(be, 0, w, true);
-    if (!m.buf) return;
-    cpu->ops->round_forward(cpu, m, m, nb_cuda_mirror(be, 1, v, true),
-                            nb_cuda_mirror(be, 3, hi, true), nb_cuda_mirror(be, 4, lo, true), fmt);
+    nb_view m = nb_cuda_mirror(be, 0, w, true), offsets = nb_cuda_mirror(be, 1, v, true);
+    nb_view a = nb_cuda_mirror(be, 3, hi, true), b = nb_cuda_mirror(be, 4, lo, true);
+    if (!nb_cuda_healthy(be)) return;
+    cpu->ops->round_forward(cpu, m, m, offsets, a, b, fmt);
     nb_cuda_reflect(be, out, m);
     nb_cuda_settle(be);
 }
@@ -170,9 +170,9 @@ static void round_back_on_host(nb_backend *be, nb_view dv, nb_view dhi, nb_view 
     nb_view grad = nb_cuda_mirror(be, 6, g, true), weight = nb_cuda_mirror(be, 0, w, true);
     nb_view a = nb_cuda_mirror(be, 3, hi, true), b = nb_cuda_mirror(be, 4, lo, true);
     nb_view da = nb_cuda_mirror(be, 2, hi, false), db = nb_cuda_mirror(be, 5, lo, false);
-    if (!grad.buf || !weight.buf) return;
-    cpu->ops->round_backward(cpu, grad, da, db, grad, weight, nb_cuda_mirror(be, 1, v, true), a, b,
-                             zero, fmt);
+    nb_view offsets = nb_cuda_mirror(be, 1, v, true);
+    if (!nb_cuda_healthy(be)) return;
+    cpu->ops->round_backward(cpu, grad, da, db, grad, weight, offsets, a, b, zero, fmt);
     nb_cuda_reflect(be, dv, grad);
     nb_cuda_reflect(be, dhi, da);
     nb_cuda_reflect(be, dlo, db);

@@ -38,8 +38,6 @@ typedef struct source {
 /* False: there are no kernels for this format. */
 bool nb_cuda_describe(spec *s, const nb_format *f, int64_t n);
 
-static inline bool is_quantized(const nb_format *f) { return f && f->family && f->family->fit; }
-
 /* ---- one group ------------------------------------------------------------------------- */
 
 static __device__ float store_scale(const spec &s, float x)

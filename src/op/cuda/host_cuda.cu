@@ -1,6 +1,4 @@
 /* Ops without a kernel: operands go to buffers of a cpu backend, results come back. */
-#include <string.h>
-
 #include "op/cuda/backend_cuda.h"
 
 nb_backend *nb_cuda_cpu(nb_backend *be)

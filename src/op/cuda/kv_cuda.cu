@@ -5,8 +5,6 @@
 
 #include "op/cuda/group_cuda.h"
 
-#define PAGE 256 /* tokens */
-
 struct nb_kv {
     nb_kv_desc d;
     nb_backend *be;
@@ -73,7 +71,7 @@ size_t nb_cuda_kv_bytes(const nb_kv *kv)
 static bool grow(nb_backend *be, nb_kv *kv, int64_t need, int64_t used)
 {
     if (need <= kv->rows) return true;
-    int64_t rows = (need + PAGE - 1) / PAGE * PAGE;
+    int64_t rows = (need + NB_KV_PAGE - 1) / NB_KV_PAGE * NB_KV_PAGE;
     nb_buffer *both[] = {&kv->k, &kv->v};
     for (int i = 0; i < 2; i++) {
         nb_buffer b = {NULL, rows * width(kv)};
@@ -115,14 +113,14 @@ void nb_cuda_kv_append(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_t 
     int64_t end = pos0 + k.rows;
     if (kv->host) {
         nb_backend *cpu = nb_cuda_cpu(be);
-        cpu->ops->kv_append(cpu, kv->host, nb_cuda_mirror(be, 0, k, true),
-                            nb_cuda_mirror(be, 1, v, true), pos0);
+        nb_view keys = nb_cuda_mirror(be, 0, k, true), values = nb_cuda_mirror(be, 1, v, true);
+        if (!nb_cuda_healthy(be)) return;
+        cpu->ops->kv_append(cpu, kv->host, keys, values, pos0);
         nb_cuda_settle(be);
     } else if (end > kv->d.capacity) {
-        nb_error *first = &nb_cuda_of(be)->first;
-        if (first->status != NB_OK) return;
-        be->host->fail(first, NB_ERESOURCE, "KV cache: %lld positions, capacity %lld",
-                       (long long)end, (long long)kv->d.capacity);
+        be->host->fault_set(&nb_cuda_of(be)->fault, NB_ERESOURCE,
+                            "KV cache: %lld positions, capacity %lld", (long long)end,
+                            (long long)kv->d.capacity);
     } else if (grow(be, kv, end, pos0)) {
         append_native(be, kv, &kv->k, k, pos0, &kv->d.formats.k);
         append_native(be, kv, &kv->v, v, pos0, &kv->d.formats.v);
@@ -148,8 +146,9 @@ void nb_cuda_kv_attention(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, con
     int64_t end = a->pos0 + q.rows;
     if (kv->host) {
         nb_backend *cpu = nb_cuda_cpu(be);
-        nb_view to = nb_cuda_mirror(be, 2, out, false);
-        cpu->ops->kv_attention(cpu, to, nb_cuda_mirror(be, 3, q, true), kv->host, a);
+        nb_view to = nb_cuda_mirror(be, 2, out, false), from = nb_cuda_mirror(be, 3, q, true);
+        if (!nb_cuda_healthy(be)) return;
+        cpu->ops->kv_attention(cpu, to, from, kv->host, a);
         nb_cuda_reflect(be, out, to);
         nb_cuda_settle(be);
     } else if (end <= kv->rows) { /* otherwise the append has failed */

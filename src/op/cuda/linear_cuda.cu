@@ -15,6 +15,7 @@ void nb_cuda_linear_free(nb_backend *be, nb_linear *l)
     nb_cuda_free(be, l->bias);
     nb_cuda_free(be, l->low_a);
     nb_cuda_free(be, l->low_b);
+    nb_cuda_free(be, l->low_b16);
     free(l);
 }
 
@@ -43,22 +44,31 @@ static nb_status upload_matrix(nb_backend *be, nb_linear *l, const nb_matrix *m,
     return st;
 }
 
+/* bf16 values of n values on the device. */
+static nb_status round_values(nb_backend *be, nb_linear *l, const float *from, int64_t n,
+                              __nv_bfloat16 **out, nb_error *err)
+{
+    size_t bytes = (size_t)n * sizeof **out;
+    nb_status st = nb_cuda_alloc(be, bytes, "linear", (void **)out, err);
+    if (st != NB_OK) return st;
+    __nv_bfloat16 *to = *out;
+    nb_each(be, 1, n, [=] __device__(int64_t, int64_t i) { to[i] = __float2bfloat16_rn(from[i]); });
+    l->n_bytes += bytes;
+    return NB_OK;
+}
+
 static nb_status fill(nb_backend *be, nb_linear *l, const nb_linear_desc *d, nb_error *err)
 {
+    bool half = be->compute == NB_COMPUTE_BF16;
     nb_status st = upload_matrix(be, l, d->w, &l->w, err);
     if (st == NB_OK && d->bias) st = upload_values(be, l, d->bias, l->n_out, &l->bias, err);
     if (st == NB_OK && l->rank) st = upload_matrix(be, l, &d->lorc.a, &l->low_a, err);
     if (st == NB_OK && l->rank) st = upload_matrix(be, l, &d->lorc.b, &l->low_b, err);
-    if (st != NB_OK || be->compute != NB_COMPUTE_BF16) return st;
-    size_t n = (size_t)(l->n_out * l->n_in);
-    st = nb_cuda_alloc(be, n * sizeof *l->w16, "linear", (void **)&l->w16, err);
-    if (st != NB_OK) return st;
-    __nv_bfloat16 *to = l->w16;
-    const float *from = l->w;
-    nb_each(be, 1, (int64_t)n,
-            [=] __device__(int64_t, int64_t i) { to[i] = __float2bfloat16_rn(from[i]); });
-    l->n_bytes += n * sizeof *l->w16;
-    return NB_OK;
+    if (st == NB_OK && half) st = round_values(be, l, l->w, l->n_out * l->n_in, &l->w16, err);
+    if (st == NB_OK && half && l->rank) {
+        st = round_values(be, l, l->low_b, l->rank * l->n_in, &l->low_b16, err);
+    }
+    return st;
 }
 
 nb_status nb_cuda_linear_create(nb_backend *be, const nb_linear_desc *d, nb_linear **out,
@@ -86,15 +96,8 @@ size_t nb_cuda_linear_bytes(const nb_linear *l) { return l->n_bytes; }
 
 void nb_cuda_embed_forward(nb_backend *be, nb_view out, const nb_linear *w, const int32_t *ids)
 {
-    for (int64_t t = 0; t < out.rows; t++) {
-        if (ids[t] >= 0 && ids[t] < w->n_out) continue;
-        nb_error *first = &nb_cuda_of(be)->first;
-        if (first->status == NB_OK) {
-            be->host->fail(first, NB_EUSAGE, "token %lld: id %d is not in [0, %lld)", (long long)t,
-                           (int)ids[t], (long long)w->n_out);
-        }
-        return;
-    }
+    nb_fault *fault = &nb_cuda_of(be)->fault;
+    if (!be->host->fault_check_ids(fault, "token", ids, out.rows, w->n_out)) return;
     size_t bytes = (size_t)out.rows * sizeof *ids;
     int32_t *on = (int32_t *)nb_cuda_scratch(be, NB_CUDA_IDS, bytes);
     if (!on || out.rows == 0) return;
@@ -117,79 +120,75 @@ static void add_bias(nb_backend *be, nb_view out, const float *bias)
             [=] __device__(int64_t r, int64_t c) { y.at(r, c) += bias[c]; });
 }
 
-/* out += (x b^T) a; x as it enters products. */
-static void add_low_rank(nb_backend *be, nb_view out, mat x, const nb_linear *w)
+/* What enters a product: fp32, or its bf16 values. */
+typedef struct operand {
+    const float *f32;
+    const __nv_bfloat16 *bf16; /* NULL: the others */
+    int64_t ld;                /* of x; weights are contiguous */
+} operand;
+
+/* y [rows, n] (ldy) = x [rows, k] w^T + beta y. */
+static void multiply_rows(nb_backend *be, float *y, int64_t ldy, int64_t rows, operand x,
+                          const float *w, const __nv_bfloat16 *w16, int64_t n, int64_t k,
+                          float beta)
+{
+    nb_cuda_gemm g = {};
+    g.m = rows;
+    g.n = n;
+    g.k = k;
+    g.bf16 = x.bf16 != NULL;
+    g.a = g.bf16 ? (const void *)x.bf16 : x.f32;
+    g.lda = x.ld;
+    g.b = g.bf16 ? (const void *)w16 : w;
+    g.ldb = k;
+    g.b_rows = true;
+    g.c = y;
+    g.ldc = ldy;
+    g.alpha = 1;
+    g.beta = beta;
+    nb_cuda_multiply(be, &g);
+}
+
+/* out += (x b^T) a */
+static void add_low_rank(nb_backend *be, nb_view out, operand x, const nb_linear *w)
 {
     size_t n = (size_t)(out.rows * w->rank);
     float *low = (float *)nb_cuda_scratch(be, NB_CUDA_LOW, n * sizeof *low);
     if (!low) return;
+    multiply_rows(be, low, w->rank, out.rows, x, w->low_b, w->low_b16, w->rank, w->n_in, 0);
     nb_cuda_gemm g = {};
     g.m = out.rows;
-    g.n = w->rank;
-    g.k = w->n_in;
-    g.a = x.p;
-    g.lda = x.ld;
-    g.b = w->low_b;
-    g.ldb = w->n_in;
-    g.b_rows = true;
-    g.c = low;
-    g.ldc = w->rank;
-    g.alpha = 1;
-    if (be->compute == NB_COMPUTE_BF16) {
-        mat b = {w->low_b, w->n_in};
-        g.a = nb_cuda_to_bf16(be, NB_CUDA_A16, x, g.m, g.k);
-        g.b = nb_cuda_to_bf16(be, NB_CUDA_B16, b, g.n, g.k);
-        g.lda = g.k;
-        g.bf16 = true;
-        if (!g.a || !g.b) return;
-    }
+    g.n = w->n_out;
+    g.k = w->rank;
+    g.a = low;
+    g.lda = w->rank;
+    g.b = w->low_a;
+    g.ldb = w->n_out;
+    g.c = nb_cuda_row(out, 0);
+    g.ldc = out.stride;
+    g.alpha = g.beta = 1;
     nb_cuda_multiply(be, &g);
-    nb_cuda_gemm h = {};
-    h.m = out.rows;
-    h.n = w->n_out;
-    h.k = w->rank;
-    h.a = low;
-    h.lda = w->rank;
-    h.b = w->low_a;
-    h.ldb = w->n_out;
-    h.c = nb_cuda_row(out, 0);
-    h.ldc = out.stride;
-    h.alpha = h.beta = 1;
-    nb_cuda_multiply(be, &h);
 }
 
 void nb_cuda_linear_forward(nb_backend *be, nb_view out, nb_view x, const nb_linear *w, bool add)
 {
     if (out.rows == 0) return;
     mat in = mat_of(x);
-    if (w->act.family && w->act.family->fit) {
+    if (is_quantized(&w->act)) {
         in.p = nb_cuda_quantize_input(be, x, &w->act);
         in.ld = x.cols;
         if (!in.p) return;
     }
-    nb_cuda_gemm g = {};
-    g.m = out.rows;
-    g.n = w->n_out;
-    g.k = w->n_in;
-    g.a = in.p;
-    g.lda = in.ld;
-    g.b = w->w;
-    g.ldb = w->n_in;
-    g.b_rows = true;
-    g.c = nb_cuda_row(out, 0);
-    g.ldc = out.stride;
-    g.alpha = 1;
-    g.beta = add;
+    operand q = {in.p, NULL, in.ld};
     if (w->w16) {
-        g.a = nb_cuda_to_bf16(be, NB_CUDA_A16, in, g.m, g.k);
-        g.lda = g.k;
-        g.b = w->w16;
-        g.bf16 = true;
-        if (!g.a) return;
+        q.bf16 = nb_cuda_to_bf16(be, NB_CUDA_A16, in, x.rows, x.cols);
+        q.ld = x.cols;
+        if (!q.bf16) return;
     }
-    nb_cuda_multiply(be, &g);
+    multiply_rows(be, nb_cuda_row(out, 0), out.stride, out.rows, q, w->w, w->w16, w->n_out, w->n_in,
+                  add);
     if (w->bias) add_bias(be, out, w->bias);
-    if (w->rank) add_low_rank(be, out, in, w);
+    if (w->rank) add_low_rank(be, out, q, w);
 }
 
 /* ---- statistics ------------------------------------------------------------------------ */
@@ -212,7 +211,7 @@ void nb_cuda_gram_forward(nb_backend *be, nb_view out, nb_view x, const nb_forma
 {
     if (x.rows == 0 || x.cols == 0) return;
     mat in = mat_of(x);
-    bool quantize = act && act->family && act->family->fit;
+    bool quantize = is_quantized(act);
     if (quantize || unit) {
         nb_buffer scratch = {};
         scratch.data = in.p =

@@ -29,23 +29,11 @@ static __device__ double log_sum(mat x, int64_t r, int64_t n, float max)
     return (double)max + log(nb_reduce(sum, nb_add()));
 }
 
-static bool check_targets(nb_backend *be, nb_view logits, const int32_t *targets)
-{
-    for (int64_t t = 0; t < logits.rows; t++) {
-        if (targets[t] >= 0 && targets[t] < logits.cols) continue;
-        nb_error *first = &nb_cuda_of(be)->first;
-        if (first->status == NB_OK) {
-            be->host->fail(first, NB_EUSAGE, "target %lld: id %d is not in [0, %lld)", (long long)t,
-                           (int)targets[t], (long long)logits.cols);
-        }
-        return false;
-    }
-    return true;
-}
-
 void nb_cuda_nll_forward(nb_backend *be, double *nll, nb_view logits, const int32_t *targets)
 {
-    if (logits.rows == 0 || !check_targets(be, logits, targets)) return;
+    nb_fault *fault = &nb_cuda_of(be)->fault;
+    if (logits.rows == 0) return;
+    if (!be->host->fault_check_ids(fault, "target", targets, logits.rows, logits.cols)) return;
     size_t bytes = (size_t)logits.rows * sizeof *targets;
     double *out = (double *)nb_cuda_scratch(be, NB_CUDA_ROWS, (size_t)logits.rows * sizeof *out);
     int32_t *ids = (int32_t *)nb_cuda_scratch(be, NB_CUDA_IDS, bytes);

@@ -118,7 +118,7 @@ void nb_cuda_quant_forward(nb_backend *be, nb_view out, nb_view x, const nb_form
     } else {
         nb_backend *cpu = nb_cuda_cpu(be);
         nb_view m = nb_cuda_mirror(be, 0, x, true);
-        if (!m.buf) return;
+        if (!nb_cuda_healthy(be)) return;
         cpu->ops->quant_forward(cpu, m, m, fmt);
         nb_cuda_reflect(be, out, m);
         nb_cuda_settle(be);
@@ -157,7 +157,7 @@ void nb_cuda_quant_backward(nb_backend *be, nb_view dx, nb_view g, nb_view x, co
     } else {
         nb_backend *cpu = nb_cuda_cpu(be);
         nb_view m = nb_cuda_mirror(be, 0, g, true), from = nb_cuda_mirror(be, 1, x, true);
-        if (!m.buf || !from.buf) return;
+        if (!nb_cuda_healthy(be)) return;
         cpu->ops->quant_backward(cpu, m, m, from, fmt);
         nb_cuda_reflect(be, dx, m);
         nb_cuda_settle(be);
