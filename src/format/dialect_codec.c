@@ -65,25 +65,7 @@ uint32_t nb_dialect_max(const float *x, int64_t n)
     return max;
 }
 
-int nb_dialect_exponent(uint32_t max, int se_min, int se_max)
-{
-    /* Zero and subnormals count as 2^-127, which every range clamps to its low end. */
-    int se = (int)(max >> 23) - 127 - 2;
-    se = se < se_min ? se_min : se;
-    return se > se_max ? se_max : se;
-}
-
 /* ---- choice of the dialect ------------------------------------------------------------- */
-
-static int is_in(nb_dialect_range r, unsigned q) { return q - r.first < r.count; }
-
-/* In half units; beyond the book's 8 .. 15 the nearest of them (D2). */
-int nb_dialect_even(uint32_t max, int se)
-{
-    int h = (int)(nb_dialect_align(max, se) + 1) >> 1;
-    h = h < 8 ? 8 : h;
-    return 2 * (15 - (h > 15 ? 15 : h));
-}
 
 int nb_dialect_two_stage(const float *x, int64_t n, uint32_t max, int se)
 {
@@ -91,7 +73,7 @@ int nb_dialect_two_stage(const float *x, int64_t n, uint32_t max, int se)
     nb_dialect_range e = nb_dialect_benefit[even], o = nb_dialect_benefit[even + 1];
     for (int64_t i = 0; i < n; i++) {
         unsigned q = nb_dialect_align(nb_dialect_magnitude(x[i]), se);
-        odd_lead += is_in(o, q) - is_in(e, q);
+        odd_lead += nb_dialect_is_in(o, q) - nb_dialect_is_in(e, q);
     }
     return even + (odd_lead > 0);
 }

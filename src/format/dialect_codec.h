@@ -43,6 +43,11 @@ typedef struct nb_dialect_range {
 
 extern const nb_dialect_range nb_dialect_benefit[NB_DIALECTS];
 
+static inline NB_HD int nb_dialect_is_in(nb_dialect_range r, unsigned q)
+{
+    return q - r.first < r.count;
+}
+
 /* What a block is encoded with. */
 typedef struct nb_dialect {
     int se; /* shared exponent */
@@ -55,7 +60,7 @@ typedef struct nb_dialect_rule {
 } nb_dialect_rule;
 
 /* Bits of |x|; Inf and NaN become the largest finite number (D6). */
-static inline uint32_t nb_dialect_magnitude(float x)
+static inline NB_HD uint32_t nb_dialect_magnitude(float x)
 {
     uint32_t bits = nb_f32_bits(x) & 0x7fffffffu;
     return bits < 0x7f7fffffu ? bits : 0x7f7fffffu;
@@ -67,17 +72,18 @@ typedef struct nb_dialect_parts {
     int e;
 } nb_dialect_parts;
 
-static inline nb_dialect_parts nb_dialect_split(uint32_t magnitude)
+static inline NB_HD nb_dialect_parts nb_dialect_split(uint32_t magnitude)
 {
     uint32_t field = magnitude >> 23, is_normal = field > 0;
     uint32_t m = (magnitude & 0x7fffffu) | is_normal << 23;
-    return (nb_dialect_parts){m, (int)(field + (is_normal ^ 1u))};
+    nb_dialect_parts parts = {m, (int)(field + (is_normal ^ 1u))};
+    return parts;
 }
 
 /* q = min(31, floor(4 |x| / 2^se)) of a magnitude: m shifted right by 148 + se - e. That is less
  * than 0 only where e is so large that m >= 2^23 and q saturates anyway; beyond 31 nothing is left
  * of m. */
-static inline unsigned nb_dialect_align(uint32_t magnitude, int se)
+static inline NB_HD unsigned nb_dialect_align(uint32_t magnitude, int se)
 {
     nb_dialect_parts x = nb_dialect_split(magnitude);
     int shift = 148 + se - x.e;
@@ -91,11 +97,22 @@ static inline unsigned nb_dialect_align(uint32_t magnitude, int se)
 uint32_t nb_dialect_max(const float *x, int64_t n);
 
 /* SE = floor(log2 max) - 2, so that max lies in [4, 8) units; clamped to [se_min, se_max]. */
-int nb_dialect_exponent(uint32_t max, int se_min, int se_max);
+static inline NB_HD int nb_dialect_exponent(uint32_t max, int se_min, int se_max)
+{
+    /* Zero and subnormals count as 2^-127, which every range clamps to its low end. */
+    int se = (int)(max >> 23) - 127 - 2;
+    se = se < se_min ? se_min : se;
+    return se > se_max ? se_max : se;
+}
 
 /* Stage 1 of section 3.2: the even member of the pair whose largest magnitude is nearest to the
- * block's. */
-int nb_dialect_even(uint32_t max, int se);
+ * block's; beyond the book's 8 .. 15 half units the nearest of them (D2). */
+static inline NB_HD int nb_dialect_even(uint32_t max, int se)
+{
+    int h = (int)(nb_dialect_align(max, se) + 1) >> 1;
+    h = h < 8 ? 8 : h;
+    return 2 * (15 - (h > 15 ? 15 : h));
+}
 
 /* Section 3.2, for data that arrives online: the block maximum names a pair, then its member with
  * the larger number of values in its beneficial range; the even one on a tie (D1). */

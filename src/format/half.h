@@ -5,7 +5,13 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t nb_f32_bits(float x)
+#ifdef __CUDACC__
+#define NB_HD __host__ __device__ /* kernels call it, too */
+#else
+#define NB_HD
+#endif
+
+static inline NB_HD uint32_t nb_f32_bits(float x)
 {
     uint32_t u;
     memcpy(&u, &x, sizeof u);

@@ -22,6 +22,8 @@ const nb_plugin_host nb_plugin_host_table = {
     .matrix_dequant = nb_matrix_dequant,
     .kv_check = nb_kv_check,
     .fake_quant = nb_cpu_fake_quant,
+    .dialect_round = nb_dialect_round,
+    .dialect_benefit = nb_dialect_benefit,
 };
 
 /* File of the plug-in for "NAME" or "NAME:i"; NULL: none. */

@@ -3,6 +3,7 @@
 #ifndef NB_OP_PLUGIN_H
 #define NB_OP_PLUGIN_H
 
+#include "format/dialect_codec.h"
 #include "op/common.h"
 
 #define NB_PLUGIN_OPEN "nb_plugin_open"
@@ -22,6 +23,8 @@ typedef struct nb_plugin_host {
      * backend "cpu"; returns how many values saturated that were not finite. */
     int64_t (*fake_quant)(nb_backend *cpu, const nb_format *f, const float *x, int64_t ld,
                           int64_t n_rows, int64_t n, float *out);
+    const uint8_t (*dialect_round)[32];      /* nb_dialect_round */
+    const nb_dialect_range *dialect_benefit; /* nb_dialect_benefit */
 } nb_plugin_host;
 
 /* What a plug-in knows of the library it was built with; sizes differ where headers do. */

@@ -1,6 +1,6 @@
 /* Attention by chunks of queries, each over the keys that it can see, with its scores in memory:
  * one batch of products for all heads. In bf16 operands and softmax weights are rounded. */
-#include "op/cuda/backend_cuda.h"
+#include "op/cuda/block_cuda.h"
 
 enum { CHUNK = 1024, LINE = 8 /* rows of scores begin at a multiple of */ };
 
@@ -105,8 +105,8 @@ static void scores(const attention *j, float *out, operand x, operand y, float a
     nb_cuda_multiply_batch(j->be, &g, &s);
 }
 
-/* out [T, H*D] = weights [H, T, S] y [S, K*D] by heads. */
-static void weighted(const attention *j, mat out, const void *weights, operand y)
+/* out [T, H*D] = weights [H, T, S] y [S, K*D] by heads (+ out). */
+static void weighted(const attention *j, mat out, const void *weights, operand y, bool add)
 {
     int64_t D = j->a.head_dim;
     nb_cuda_gemm g = {};
@@ -120,6 +120,7 @@ static void weighted(const attention *j, mat out, const void *weights, operand y
     g.c = out.p;
     g.ldc = out.ld;
     g.alpha = 1;
+    g.beta = add;
     g.bf16 = j->half;
     nb_cuda_batch s = by_head(j, j->T * j->ld, D, D, true);
     nb_cuda_multiply_batch(j->be, &g, &s);
@@ -203,7 +204,7 @@ static void forward(nb_backend *be, nb_view out, mat lse, nb_view q, nb_view k, 
     for (int64_t t = 0; take_chunk(&j, t); t += CHUNK) {
         scores(&j, j.p, from_row(&j, j.q, t), from_row(&j, j.k, j.s0), a->scale);
         softmax(&j, lse);
-        weighted(&j, rows_of(out, t), weights(&j), from_row(&j, j.v, j.s0));
+        weighted(&j, rows_of(out, t), weights(&j), from_row(&j, j.v, j.s0), false);
     }
 }
 
@@ -214,11 +215,77 @@ void nb_cuda_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k
     forward(be, out, none, q, k, v, a, be->compute == NB_COMPUTE_BF16);
 }
 
-void nb_cuda_attention_exact(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
-                             const nb_attention *a)
+/* What of a query's weights meets records (nb_kv_sight_of): keys below split, quantized over
+ * [from, to). */
+typedef struct meeting {
+    int64_t split, from, to;
+} meeting;
+
+static __device__ meeting meet(const attention &j, int64_t t, int64_t block, int64_t length,
+                               int64_t unit)
 {
+    int64_t begin, end, pos = j.a.pos0 + j.t0 + t, last = length > 0 ? length : pos;
+    sight(j, t, &begin, &end);
+    begin += j.s0;
+    end += j.s0;
+    meeting m = {block > 0 ? last / block * block : end, begin / unit * unit,
+                 (end + unit - 1) / unit * unit};
+    m.split = m.split < begin ? begin : m.split;
+    m.from = m.from < m.split ? m.from : m.split;
+    m.to = m.to < m.split ? m.to : m.split;
+    return m;
+}
+
+/* p: weights that meet records, through their format, 0 elsewhere; late: the others. NULL: there
+ * are none. */
+static void part_weights(const attention *chunk, const nb_cuda_records *r, float *late)
+{
+    attention j = *chunk;
+    blocks b = {};
+    bool quantize = nb_cuda_describe_blocks(j.be, &b, r->p, NONFINITE_STAYS);
+    int64_t block = r->block, length = r->length, unit = quantize ? b.group : 1;
+    if (!quantize && !late) return;
+    each_record(j.be, &b, j.a.n_heads * j.T, [=] __device__(const blocks &f, int64_t row) {
+        float *p = j.p + row * j.ld;
+        meeting m = meet(j, row % j.T, block, length, unit);
+        auto load = [=](int64_t, int64_t c) {
+            int64_t i = m.from + c - j.s0;
+            return i >= 0 && i < j.S ? p[i] : 0;
+        };
+        auto store = [=](int64_t, int64_t c, float y) {
+            int64_t i = m.from + c - j.s0;
+            if (i >= 0 && i < j.S) p[i] = y;
+        };
+        if (quantize && m.to > m.from) round_record(f, 1, m.to - m.from, load, store);
+        for (int64_t i = threadIdx.x; late && i < j.S; i += blockDim.x) {
+            bool is_late = j.s0 + i >= m.split;
+            late[row * j.ld + i] = is_late ? p[i] : 0;
+            if (is_late) p[i] = 0;
+        }
+    });
+}
+
+void nb_cuda_attention_records(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
+                               const nb_cuda_records *r, const nb_attention *a)
+{
+    attention j = {};
     mat none = {};
-    forward(be, out, none, q, k, v, a, false);
+    if (q.rows == 0 || !begin(&j, be, q, k, v, a, false)) return;
+    size_t bytes = (size_t)most_scores(&j) * sizeof(float);
+    float *late = NULL;
+    if (r->block > 0) {
+        late = (float *)nb_cuda_scratch(be, NB_CUDA_SCORES2, bytes);
+        if (!late) return;
+    }
+    for (int64_t t = 0; take_chunk(&j, t); t += CHUNK) {
+        scores(&j, j.p, from_row(&j, j.q, t), from_row(&j, j.k, j.s0), a->scale);
+        softmax(&j, none);
+        part_weights(&j, r, late);
+        weighted(&j, rows_of(out, t), j.p, from_row(&j, j.v, j.s0), false);
+        if (!late) continue;
+        operand recent = {nb_cuda_row(r->recent, 0), r->recent.stride};
+        weighted(&j, rows_of(out, t), late, from_row(&j, recent, j.s0), true);
+    }
 }
 
 void nb_cuda_attention_train(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
@@ -295,7 +362,7 @@ void nb_cuda_attention_backward(nb_backend *be, nb_view dq, nb_view dk, nb_view 
         scores(&j, j.p, from_row(&j, j.q, t), keys, a->scale);
         scores(&j, ds, y, from_row(&j, j.v, j.s0), 1);
         score_gradients(&j, ds, ds16, mat_of(lse), own);
-        weighted(&j, rows_of(dq, t), slopes, keys);
+        weighted(&j, rows_of(dq, t), slopes, keys, false);
         gathered(&j, rows_of(dk, j.s0), slopes, from_row(&j, j.q, t));
         gathered(&j, rows_of(dv, j.s0), weights(&j), y);
     }

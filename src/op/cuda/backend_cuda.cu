@@ -32,6 +32,8 @@ static void cuda_destroy(nb_backend *be)
     }
     be->host->backend_free(c->cpu);
     for (int i = 0; i < NB_CUDA_N_SLOTS; i++) nb_cuda_free(be, c->scratch[i].data);
+    nb_cuda_free(be, c->book);
+    nb_cuda_free(be, c->saturated);
     if (c->staging) cudaFreeHost(c->staging);
     if (c->blas) cublasDestroy(c->blas);
     if (c->stream) cudaStreamDestroy(c->stream);
@@ -85,10 +87,21 @@ static nb_status cuda_create(nb_backend *be, nb_error *err)
     return be->host->fail(err, NB_ERESOURCE, "cuda: %s", cudaGetErrorString(e));
 }
 
+/* Takes over what kernels have counted. */
+static void collect(nb_backend *be)
+{
+    nb_cuda *c = nb_cuda_of(be);
+    unsigned long long n = 0;
+    if (!c->saturated || !nb_cuda_fetch(be, &n, c->saturated, sizeof n) || n == 0) return;
+    be->nonfinite += (int64_t)n;
+    nb_cuda_ok(be, cudaMemsetAsync(c->saturated, 0, sizeof n, c->stream), "count");
+}
+
 static nb_status cuda_sync(nb_backend *be, nb_error *err)
 {
     nb_cuda *c = nb_cuda_of(be);
     nb_cuda_ok(be, cudaGetLastError(), "kernel");
+    collect(be);
     nb_cuda_ok(be, cudaStreamSynchronize(c->stream), "sync");
     return be->host->fault_take(&c->fault, err);
 }

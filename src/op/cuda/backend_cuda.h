@@ -2,8 +2,9 @@
  * rest. Ops return when they are queued.
  *
  * Sums run in an order that shapes alone decide (no atomics), so one GPU gives the same bytes in
- * every run. What has no kernel here (formats other than uniform integers and floats with a free
- * scale; keys and values in them) goes through a "cpu" backend of its own: to the host and back. */
+ * every run. What has no kernel here (floats with scales tied to powers of two; gradients through
+ * formats with blocks; keys and values of some pairs of formats) goes through a "cpu" backend of
+ * its own: to the host and back. */
 #ifndef NB_OP_CUDA_CUDA_H
 #define NB_OP_CUDA_CUDA_H
 
@@ -71,6 +72,8 @@ typedef struct nb_cuda {
     int64_t mirror_n[NB_CUDA_MIRRORS];
     float *staging; /* pinned host memory */
     size_t staging_bytes;
+    void *book;                    /* block_cuda.h; NULL until then */
+    unsigned long long *saturated; /* what kernels add to nb_backend.nonfinite at the next sync */
 } nb_cuda;
 
 static inline nb_cuda *nb_cuda_of(const nb_backend *be) { return (nb_cuda *)be->state; }
@@ -164,9 +167,18 @@ void nb_cuda_bias_forward(nb_backend *be, nb_view x, nb_view bias);
 /* attention_cuda.cu */
 void nb_cuda_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
                                const nb_attention *a);
-/* The same of fp32 operands in either mode. */
-void nb_cuda_attention_exact(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
-                             const nb_attention *a);
+/* Over quantized keys and values: products in fp32 in either mode. Values of full chunks of
+ * `block` tokens come from v, those behind a query's last one from `recent`; block 0: all from v.
+ */
+typedef struct nb_cuda_records {
+    int64_t block;
+    int64_t length;     /* > 0: chunks are full up to there for every query (D16: paper) */
+    nb_view recent;     /* as v; block > 0 */
+    const nb_format *p; /* of softmax weights that meet records, or of family NULL */
+} nb_cuda_records;
+
+void nb_cuda_attention_records(nb_backend *be, nb_view out, nb_view q, nb_view k, nb_view v,
+                               const nb_cuda_records *r, const nb_attention *a);
 void nb_cuda_attention_train(nb_backend *be, nb_view out, nb_view lse, nb_view q, nb_view k,
                              nb_view v, const nb_attention *a);
 void nb_cuda_attention_backward(nb_backend *be, nb_view dq, nb_view dk, nb_view dv, nb_view dout,

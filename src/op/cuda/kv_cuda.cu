@@ -1,32 +1,38 @@
-/* Keys and values of one layer and sequence: two fp32 matrices on the device. Where each token and
- * head is a group of a format with kernels, they hold the quantized values; with other formats a
- * cache of the cpu backend does. */
+/* Keys and values of one layer and sequence: two fp32 matrices on the device that hold the
+ * quantized values, and where values have chunks (kv_store.h) a third with those in fp16 of every
+ * token. What has no kernels is in a cache of the cpu backend. */
 #include <stdlib.h>
 
-#include "op/cuda/group_cuda.h"
+#include "op/cuda/block_cuda.h"
 
 struct nb_kv {
     nb_kv_desc d;
     nb_backend *be;
     nb_kv *host; /* or NULL: */
-    nb_buffer k, v;
-    int64_t rows; /* there is memory for */
+    nb_buffer k, v, recent;
+    int64_t block; /* tokens of a chunk of v; 0: recent is not there */
+    int64_t rows;  /* there is memory for */
 };
 
 static int64_t width(const nb_kv *kv) { return (int64_t)kv->d.n_kv_heads * kv->d.head_dim; }
 
-static bool has_kernels(const nb_format *f, int64_t D)
+static bool has_kernels(nb_backend *be, const nb_format *f, int64_t D)
 {
     spec s;
+    blocks b;
     if (!f->family) return true;
-    return is_quantized(f) && nb_cuda_describe(&s, f, D) && s.groups == 1;
+    if (!is_quantized(f)) return false;
+    if (nb_cuda_describe(&s, f, D)) return s.groups == 1;
+    return nb_cuda_describe_blocks(be, &b, f, NONFINITE_SATURATES);
 }
 
-static bool is_native(const nb_kv_desc *d)
+static bool is_native(nb_backend *be, const nb_kv_desc *d)
 {
     const nb_attn_formats *f = &d->formats;
-    return !f->p.family && has_kernels(&f->q, d->head_dim) && has_kernels(&f->k, d->head_dim) &&
-           has_kernels(&f->v, d->head_dim);
+    blocks b;
+    return (!f->p.family || nb_cuda_describe_blocks(be, &b, &f->p, NONFINITE_STAYS)) &&
+           has_kernels(be, &f->q, d->head_dim) && has_kernels(be, &f->k, d->head_dim) &&
+           has_kernels(be, &f->v, d->head_dim);
 }
 
 void nb_cuda_kv_free(nb_backend *be, nb_kv *kv)
@@ -36,6 +42,7 @@ void nb_cuda_kv_free(nb_backend *be, nb_kv *kv)
     if (kv->host) cpu->ops->kv_free(cpu, kv->host);
     nb_cuda_free(be, kv->k.data);
     nb_cuda_free(be, kv->v.data);
+    nb_cuda_free(be, kv->recent.data);
     free(kv);
 }
 
@@ -48,7 +55,8 @@ nb_status nb_cuda_kv_create(nb_backend *be, const nb_kv_desc *d, nb_kv **out, nb
     if (!kv) return be->host->fail(err, NB_ERESOURCE, "out of memory: KV cache");
     kv->d = *d;
     kv->be = be;
-    if (!is_native(d)) {
+    kv->block = is_quantized(&d->formats.v) ? d->formats.v.group : 0;
+    if (!is_native(be, d)) {
         nb_backend *cpu = nb_cuda_cpu(be);
         st = cpu ? cpu->ops->kv_create(cpu, d, &kv->host, err)
                  : be->host->fail(err, NB_ERESOURCE, "KV cache: no cpu backend");
@@ -64,7 +72,7 @@ nb_status nb_cuda_kv_create(nb_backend *be, const nb_kv_desc *d, nb_kv **out, nb
 size_t nb_cuda_kv_bytes(const nb_kv *kv)
 {
     if (kv->host) return nb_cuda_of(kv->be)->cpu->ops->kv_bytes(kv->host);
-    return (size_t)(2 * kv->rows * width(kv)) * sizeof(float);
+    return (size_t)((kv->block ? 3 : 2) * kv->rows * width(kv)) * sizeof(float);
 }
 
 /* Memory for `need` tokens, `used` of which are there. */
@@ -72,8 +80,8 @@ static bool grow(nb_backend *be, nb_kv *kv, int64_t need, int64_t used)
 {
     if (need <= kv->rows) return true;
     int64_t rows = (need + NB_KV_PAGE - 1) / NB_KV_PAGE * NB_KV_PAGE;
-    nb_buffer *both[] = {&kv->k, &kv->v};
-    for (int i = 0; i < 2; i++) {
+    nb_buffer *all[] = {&kv->k, &kv->v, &kv->recent};
+    for (int i = 0; i < (kv->block ? 3 : 2); i++) {
         nb_buffer b = {NULL, rows * width(kv)};
         nb_error err;
         nb_status st =
@@ -83,10 +91,10 @@ static bool grow(nb_backend *be, nb_kv *kv, int64_t need, int64_t used)
             return false;
         }
         if (used) {
-            nb_cuda_copy(be, nb_view_of(&b, used, width(kv)), nb_view_of(both[i], used, width(kv)));
+            nb_cuda_copy(be, nb_view_of(&b, used, width(kv)), nb_view_of(all[i], used, width(kv)));
         }
-        nb_cuda_free(be, both[i]->data);
-        *both[i] = b;
+        nb_cuda_free(be, all[i]->data);
+        *all[i] = b;
     }
     kv->rows = rows;
     return true;
@@ -95,17 +103,67 @@ static bool grow(nb_backend *be, nb_kv *kv, int64_t need, int64_t used)
 /* Rows of x [T, heads*D], contiguous, head by head through a format. */
 static void quantize_heads(nb_backend *be, nb_view x, int64_t D, const nb_format *f)
 {
+    blocks b;
     if (!is_quantized(f) || x.rows == 0) return;
     nb_view heads = nb_view_split(x, x.cols / D);
-    nb_cuda_quant_forward(be, heads, heads, f);
+    if (nb_cuda_describe_blocks(be, &b, f, NONFINITE_SATURATES)) {
+        nb_cuda_round_blocks(be, &b, mat_of(heads), mat_of(heads), heads.rows, D);
+    } else {
+        nb_cuda_quant_forward(be, heads, heads, f);
+    }
 }
 
-static void append_native(nb_backend *be, nb_kv *kv, nb_buffer *to, nb_view x, int64_t pos0,
+static nb_view rows_at(const nb_kv *kv, nb_buffer *b, int64_t pos, int64_t n)
+{
+    return nb_view_rows(nb_view_of(b, pos + n, width(kv)), pos, n);
+}
+
+static void append_tokens(nb_backend *be, nb_kv *kv, nb_buffer *to, nb_view x, int64_t pos0,
                           const nb_format *f)
 {
-    nb_view rows = nb_view_rows(nb_view_of(to, pos0 + x.rows, width(kv)), pos0, x.rows);
+    nb_view rows = rows_at(kv, to, pos0, x.rows);
     nb_cuda_copy(be, rows, x);
     quantize_heads(be, rows, kv->d.head_dim, f);
+}
+
+/* To fp16 and back; finite values stay finite, Inf and NaN as well in formats with a rule for them
+ * (D6), which counts them. */
+static void put_recent(nb_backend *be, nb_kv *kv, nb_view v, int64_t pos0, const blocks *b)
+{
+    mat to = mat_of(rows_at(kv, &kv->recent, pos0, v.rows)), from = mat_of(v);
+    unsigned long long *saturated = b->saturated;
+    nb_each(be, v.rows, v.cols, [=] __device__(int64_t r, int64_t c) {
+        const float most = 65504;
+        float x = from.at(r, c);
+        bool finite = isfinite(x);
+        if (!finite && saturated) atomicAdd(saturated, 1);
+        if ((finite || saturated) && !(fabsf(x) <= most)) x = copysignf(most, x);
+        to.at(r, c) = __half2float(__float2half_rn(x));
+    });
+}
+
+/* Chunks of tokens that end in [pos0, pos0 + T); those that are not full count nothing. */
+static void seal_chunks(nb_backend *be, nb_kv *kv, int64_t pos0, int64_t T, const blocks *b)
+{
+    int64_t B = kv->block, first = pos0 / B, n = (pos0 + T) / B - first, D = kv->d.head_dim;
+    int64_t heads = kv->d.n_kv_heads;
+    nb_view open = rows_at(kv, &kv->v, first * B, pos0 + T - first * B);
+    mat from = mat_of(rows_at(kv, &kv->recent, first * B, n * B)), to = mat_of(open);
+    nb_each(be, open.rows, open.cols, [=] __device__(int64_t r, int64_t c) { to.at(r, c) = 0; });
+    each_record(be, b, n * heads, [=] __device__(const blocks &f, int64_t i) {
+        int64_t row = i / heads * B, column = i % heads * D;
+        auto load = [=](int64_t, int64_t c) { return from.at(row + c % B, column + c / B); };
+        auto store = [=](int64_t, int64_t c, float y) { to.at(row + c % B, column + c / B) = y; };
+        round_record(f, 1, D * B, load, store);
+    });
+}
+
+static void append_chunks(nb_backend *be, nb_kv *kv, nb_view v, int64_t pos0)
+{
+    blocks b;
+    if (!nb_cuda_describe_blocks(be, &b, &kv->d.formats.v, NONFINITE_SATURATES)) return;
+    put_recent(be, kv, v, pos0, &b);
+    seal_chunks(be, kv, pos0, v.rows, &b);
 }
 
 void nb_cuda_kv_append(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_t pos0)
@@ -122,8 +180,12 @@ void nb_cuda_kv_append(nb_backend *be, nb_kv *kv, nb_view k, nb_view v, int64_t 
                             "KV cache: %lld positions, capacity %lld", (long long)end,
                             (long long)kv->d.capacity);
     } else if (grow(be, kv, end, pos0)) {
-        append_native(be, kv, &kv->k, k, pos0, &kv->d.formats.k);
-        append_native(be, kv, &kv->v, v, pos0, &kv->d.formats.v);
+        append_tokens(be, kv, &kv->k, k, pos0, &kv->d.formats.k);
+        if (kv->block) {
+            append_chunks(be, kv, v, pos0);
+        } else {
+            append_tokens(be, kv, &kv->v, v, pos0, &kv->d.formats.v);
+        }
     }
 }
 
@@ -155,10 +217,14 @@ void nb_cuda_kv_attention(nb_backend *be, nb_view out, nb_view q, nb_kv *kv, con
         nb_buffer b = {};
         nb_view queries = quantized_queries(be, q, kv, &b);
         if (!queries.buf) return;
+        nb_view keys = rows_at(kv, &kv->k, 0, end), values = rows_at(kv, &kv->v, 0, end);
         const nb_attn_formats *f = &kv->d.formats;
-        bool exact = f->q.family || f->k.family || f->v.family;
-        (exact ? nb_cuda_attention_exact
-               : nb_cuda_attention_forward)(be, out, queries, nb_view_of(&kv->k, end, width(kv)),
-                                            nb_view_of(&kv->v, end, width(kv)), a);
+        if (!f->q.family && !f->k.family && !f->v.family && !f->p.family) {
+            nb_cuda_attention_forward(be, out, queries, keys, values, a);
+            return;
+        }
+        nb_cuda_records r = {kv->block, kv->d.paper ? end : 0, {}, &f->p};
+        if (kv->block) r.recent = rows_at(kv, &kv->recent, 0, end);
+        nb_cuda_attention_records(be, out, queries, keys, values, &r, a);
     }
 }

@@ -2,7 +2,7 @@
  * host. */
 #include <string.h>
 
-#include "op/cuda/group_cuda.h"
+#include "op/cuda/block_cuda.h"
 
 /* ---- formats --------------------------------------------------------------------------- */
 
@@ -73,6 +73,7 @@ static void quantize_rows(nb_backend *be, const spec *s, mat to, mat from, int64
 float *nb_cuda_quantize_input(nb_backend *be, nb_view x, const nb_format *act)
 {
     spec s;
+    blocks b;
     size_t bytes = (size_t)(x.rows * x.cols) * sizeof(float);
     float *to = (float *)nb_cuda_scratch(be, NB_CUDA_INPUT, bytes);
     if (!to || bytes == 0) return to;
@@ -81,14 +82,19 @@ float *nb_cuda_quantize_input(nb_backend *be, nb_view x, const nb_format *act)
         quantize_rows(be, &s, out, mat_of(x), x.rows);
         return to;
     }
+    if (nb_cuda_describe_blocks(be, &b, act, NONFINITE_SATURATES)) {
+        mat out = {to, x.cols};
+        nb_cuda_round_blocks(be, &b, out, mat_of(x), x.rows, x.cols);
+        return to;
+    }
     nb_backend *cpu = nb_cuda_cpu(be);
     float *stage = nb_cuda_staging(be, 2 * bytes);
     if (!cpu || !stage) return NULL;
     float *back = stage + x.rows * x.cols;
     nb_cuda_download(be, x, stage, NB_F32);
     be->nonfinite += be->host->fake_quant(cpu, act, stage, x.cols, x.rows, x.cols, back);
-    nb_buffer b = {to, x.rows * x.cols};
-    nb_cuda_upload(be, nb_view_of(&b, x.rows, x.cols), back, NB_F32);
+    nb_buffer all = {to, x.rows * x.cols};
+    nb_cuda_upload(be, nb_view_of(&all, x.rows, x.cols), back, NB_F32);
     return to;
 }
 
@@ -109,12 +115,15 @@ static nb_view apart(nb_backend *be, nb_view x, nb_view out, const spec *s, nb_b
 void nb_cuda_quant_forward(nb_backend *be, nb_view out, nb_view x, const nb_format *fmt)
 {
     spec s;
+    blocks blk;
     nb_buffer b = {};
     if (!is_quantized(fmt)) {
         nb_cuda_copy(be, out, x);
     } else if (nb_cuda_describe(&s, fmt, x.cols)) {
         x = apart(be, x, out, &s, &b);
         if (x.buf) quantize_rows(be, &s, mat_of(out), mat_of(x), x.rows);
+    } else if (fmt->tile <= 1 && nb_cuda_describe_blocks(be, &blk, fmt, NONFINITE_STAYS)) {
+        nb_cuda_round_blocks(be, &blk, mat_of(out), mat_of(x), x.rows, x.cols);
     } else {
         nb_backend *cpu = nb_cuda_cpu(be);
         nb_view m = nb_cuda_mirror(be, 0, x, true);
