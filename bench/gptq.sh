@@ -32,7 +32,7 @@ row() { # what, wall seconds, CPU seconds, blocks: a line of the table
 }
 
 command_row() { # type of products
-    local spent
+    local spent wall
     spent=$({ time "$build/nibble" quantize "$model" -o "$work/$1" --weights int4:row \
         --method minmax,gptq --calib "$text" --samples "$windows" --seqlen 2048 \
         --threads "$threads" --compute "$1" >"$work/$1.log" 2>&1; } 2>&1 | grep ^total)
@@ -42,7 +42,7 @@ command_row() { # type of products
 }
 
 torch_row() { # blocks
-    local spent
+    local spent wall cpu
     in_torch "$windows" "$threads" "$work/plain" "$1" >"$work/torch.log"
     spent=$(grep ^total "$work/torch.log")
     read -r _ wall cpu <<<"$spent"
