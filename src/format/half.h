@@ -18,7 +18,7 @@ static inline NB_HD uint32_t nb_f32_bits(float x)
     return u;
 }
 
-static inline float nb_f32_from_bits(uint32_t u)
+static inline NB_HD float nb_f32_from_bits(uint32_t u)
 {
     float x;
     memcpy(&x, &u, sizeof x);
@@ -36,7 +36,7 @@ static inline uint16_t nb_bf16_from_f32(float x)
 
 /* fp16: s eeeee mmmmmmmmmm, bias 15. Masks in place of branches: loops over it become vector code
  * (gcc does not turn a choice between a float result and an integer one into a blend). */
-static inline float nb_f16_to_f32(uint16_t h)
+static inline NB_HD float nb_f16_to_f32(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, a = h & 0x7fffu;
     uint32_t is_special = 0u - (uint32_t)(a >= 0x7c00u); /* Inf, NaN: exponent stays all ones */
@@ -46,7 +46,7 @@ static inline float nb_f16_to_f32(uint16_t h)
     return nb_f32_from_bits(sign | (is_small & nb_f32_bits(subnormal)) | (~is_small & normal));
 }
 
-static inline uint16_t nb_f16_from_f32(float x)
+static inline NB_HD uint16_t nb_f16_from_f32(float x)
 {
     uint32_t u = nb_f32_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);

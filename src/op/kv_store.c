@@ -7,7 +7,6 @@
 #include "base/size.h"
 #include "format/dialect.h"
 #include "format/half.h"
-#include "format/scale.h"
 #include "op/common.h"
 
 /* ---- formats --------------------------------------------------------------------------- */
@@ -249,16 +248,6 @@ static int64_t write_record(const nb_kv_store *s, const nb_kv_rows *r, int64_t i
     return bad;
 }
 
-/* Finite values stay finite; Inf and NaN as well where the format takes any values (D6). */
-static uint16_t half_of(float x, bool any)
-{
-    uint32_t u = nb_f32_bits(x), magnitude = u & 0x7fffffffu;
-    if (magnitude < 0x7f800000u || any) {
-        if (magnitude > nb_f32_bits(NB_F16_MAX)) x = copysignf(NB_F16_MAX, x);
-    }
-    return nb_f16_from_f32(x);
-}
-
 static uint16_t *recent_row(const nb_kv_store *s, int64_t pos, int64_t head)
 {
     return s->recent + (pos - s->recent_pos) * width(s) + head * s->d.head_dim;
@@ -273,7 +262,7 @@ int64_t nb_kv_store_put(nb_kv_store *s, int64_t pos, int64_t head, const float *
     if (!s->block) return bad + write_record(s, &s->v, pos, head, v, &t);
     bool any = nb_format_is_dialect(&s->v.format);
     uint16_t *to = recent_row(s, pos, head);
-    for (int c = 0; c < s->d.head_dim; c++) to[c] = half_of(v[c], any);
+    for (int c = 0; c < s->d.head_dim; c++) to[c] = nb_kv_half(v[c], any);
     return bad + (any ? nb_count_nonfinite(v, s->d.head_dim) : 0);
 }
 
@@ -298,14 +287,7 @@ void nb_kv_store_recent(const nb_kv_store *s, int64_t pos, int64_t head, float *
 
 nb_kv_sight nb_kv_sight_of(const nb_kv_store *s, int64_t pos, int window)
 {
-    nb_kv_sight w = {.end = pos + 1};
-    if (window > 0) w.begin = nb_max_i64(0, w.end - window);
-    int64_t last = s->d.paper ? s->length : pos;
-    w.split = s->block ? last / s->block * s->block : w.end;
-    if (w.split < w.begin) w.split = w.begin; /* its window lies in fp16 values alone */
     const nb_format *p = &s->d.formats.p;
-    int64_t unit = p->group > 0 ? p->group : 1;
-    w.from = nb_min_i64(w.begin / unit * unit, w.split);
-    w.to = nb_min_i64((w.end + unit - 1) / unit * unit, w.split);
-    return w;
+    return nb_kv_sight_at(pos, window, s->block, s->d.paper ? s->length : pos,
+                          p->group > 0 ? p->group : 1);
 }

@@ -11,6 +11,9 @@
 #ifndef NB_OP_KV_STORE_H
 #define NB_OP_KV_STORE_H
 
+#include <math.h>
+
+#include "format/half.h"
 #include "op/op.h"
 
 #define NB_KV_PAGE 256 /* tokens; a multiple of every block size */
@@ -69,6 +72,30 @@ typedef struct nb_kv_sight {
     int64_t begin, end, split, from, to;
 } nb_kv_sight;
 
+/* Of the query at pos: chunks of `block` values (0: none) are full up to position `full`; weights
+ * are quantized in blocks of `unit`. */
+static inline NB_HD nb_kv_sight nb_kv_sight_at(int64_t pos, int window, int64_t block, int64_t full,
+                                               int64_t unit)
+{
+    int64_t end = pos + 1, begin = window > 0 && end > window ? end - window : 0;
+    int64_t split = block ? full / block * block : end;
+    if (split < begin) split = begin; /* its window lies in fp16 values alone */
+    int64_t from = begin / unit * unit, to = (end + unit - 1) / unit * unit;
+    nb_kv_sight w = {begin, end, split, from < split ? from : split, to < split ? to : split};
+    return w;
+}
+
 nb_kv_sight nb_kv_sight_of(const nb_kv_store *s, int64_t pos, int window);
+
+/* A value in fp16. Finite values stay finite; Inf and NaN as well where the format takes any
+ * values (D6). */
+static inline NB_HD uint16_t nb_kv_half(float x, bool any)
+{
+    const float most = 65504; /* the largest */
+    uint32_t magnitude = nb_f32_bits(x) & 0x7fffffffu;
+    bool stays = magnitude < 0x7f800000u || any;
+    if (stays && magnitude > nb_f32_bits(most)) x = copysignf(most, x);
+    return nb_f16_from_f32(x);
+}
 
 #endif

@@ -14,6 +14,7 @@
 #include "base/rng.h"
 #include "format/dialect_codec.h"
 #include "format/format.h"
+#include "op/op.h"
 
 #define N_MAX NB_DIALECT_BLOCK_MAX
 
@@ -49,6 +50,34 @@ static inline nb_format format_of(const char *word)
     nb_error err = {0};
     if (nb_format_parse(&f, word, &err) != NB_OK) fail_msg("%s", err.message);
     return f;
+}
+
+/* out [n_rows, n] = x times the unit matrix by a linear with inputs in this format: what its input
+ * became. Returns how many values saturated that were not finite. */
+static inline int64_t online_values(nb_backend *be, const char *word, const float *x,
+                                    int64_t n_rows, int64_t n, float *out)
+{
+    float *unit = calloc((size_t)(n * n), sizeof *unit);
+    for (int64_t k = 0; k < n; k++) unit[k * n + k] = 1;
+    nb_matrix w = {.format = nb_format_plain(NB_F32), .n_out = n, .n_in = n};
+    w.plane[0] = (const uint8_t *)unit;
+    nb_linear_desc d = {.w = &w, .act = format_of(word)};
+    nb_linear *l;
+    nb_buffer *a, *b;
+    nb_error err = {0};
+    be->nonfinite = 0;
+    assert_int_equal(be->ops->linear_create(be, &d, &l, NULL), NB_OK);
+    assert_int_equal(be->ops->buffer_create(be, n_rows * n, &a, NULL), NB_OK);
+    assert_int_equal(be->ops->buffer_create(be, n_rows * n, &b, NULL), NB_OK);
+    nb_view in = nb_view_of(a, n_rows, n), to = nb_view_of(b, n_rows, n);
+    be->ops->upload(be, in, x, NB_F32);
+    be->ops->linear_forward(be, to, in, l, false);
+    be->ops->download(be, to, out, NB_F32);
+    if (be->ops->sync(be, &err) != NB_OK) fail_msg("%s", err.message);
+    be->ops->buffer_free(be, a), be->ops->buffer_free(be, b);
+    be->ops->linear_free(be, l);
+    free(unit);
+    return be->nonfinite;
 }
 
 static inline nb_dialect encode(const nb_dialect_rule *rule, const float *x, int64_t n,

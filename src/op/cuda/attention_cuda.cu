@@ -215,27 +215,6 @@ void nb_cuda_attention_forward(nb_backend *be, nb_view out, nb_view q, nb_view k
     forward(be, out, none, q, k, v, a, be->compute == NB_COMPUTE_BF16);
 }
 
-/* What of a query's weights meets records (nb_kv_sight_of): keys below split, quantized over
- * [from, to). */
-typedef struct meeting {
-    int64_t split, from, to;
-} meeting;
-
-static __device__ meeting meet(const attention &j, int64_t t, int64_t block, int64_t length,
-                               int64_t unit)
-{
-    int64_t begin, end, pos = j.a.pos0 + j.t0 + t, last = length > 0 ? length : pos;
-    sight(j, t, &begin, &end);
-    begin += j.s0;
-    end += j.s0;
-    meeting m = {block > 0 ? last / block * block : end, begin / unit * unit,
-                 (end + unit - 1) / unit * unit};
-    m.split = m.split < begin ? begin : m.split;
-    m.from = m.from < m.split ? m.from : m.split;
-    m.to = m.to < m.split ? m.to : m.split;
-    return m;
-}
-
 /* p: weights that meet records, through their format, 0 elsewhere; late: the others. NULL: there
  * are none. */
 static void part_weights(const attention *chunk, const nb_cuda_records *r, float *late)
@@ -247,7 +226,8 @@ static void part_weights(const attention *chunk, const nb_cuda_records *r, float
     if (!quantize && !late) return;
     each_record(j.be, &b, j.a.n_heads * j.T, [=] __device__(const blocks &f, int64_t row) {
         float *p = j.p + row * j.ld;
-        meeting m = meet(j, row % j.T, block, length, unit);
+        int64_t pos = j.a.pos0 + j.t0 + row % j.T;
+        nb_kv_sight m = nb_kv_sight_at(pos, j.a.window, block, length > 0 ? length : pos, unit);
         auto load = [=](int64_t, int64_t c) {
             int64_t i = m.from + c - j.s0;
             return i >= 0 && i < j.S ? p[i] : 0;

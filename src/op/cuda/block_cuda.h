@@ -108,10 +108,9 @@ static __device__ void round_dialect(const blocks &s, float x[PER_LANE])
 /* Larger end of the group's range (nb_group_absmax). */
 static __device__ float group_absmax(const float x[PER_LANE])
 {
-    const float most = FLT_MAX * (1 - 0x1p-20f);
     float max = 0;
     for (int i = 0; i < PER_LANE; i++) max = fmaxf(max, fabsf(x[i]));
-    return fminf(warp_reduce(max, nb_most()), most);
+    return fminf(warp_reduce(max, nb_most()), range_max);
 }
 
 static __device__ float round_value(const spec &s, float x, float scale)
@@ -188,7 +187,7 @@ static __device__ void round_record(const blocks &s, int64_t rows, int64_t n, Lo
         }
     }
     bad = nb_reduce(bad, nb_add());
-    max = fminf(nb_reduce(max, nb_most()), FLT_MAX * (1 - 0x1p-20f));
+    max = fminf(nb_reduce(max, nb_most()), range_max);
     bool leave = bad > 0 && !s.saturated;
     if (bad > 0 && s.saturated && threadIdx.x == 0) atomicAdd(s.saturated, bad);
     float base = max > 0 ? fmaxf(max / (s.second ? 6 * 256 : 6 * 448), FLT_MIN) : 1;

@@ -40,6 +40,9 @@ bool nb_cuda_describe(spec *s, const nb_format *f, int64_t n);
 
 /* ---- one group ------------------------------------------------------------------------- */
 
+/* NB_RANGE_MAX: format/scale.h is for host code. */
+static constexpr float range_max = FLT_MAX * (1 - 0x1p-20f);
+
 static __device__ float store_scale(const spec &s, float x)
 {
     const float f16_max = 65504, f16_tiny = 0x1p-24f;
@@ -57,9 +60,9 @@ static __device__ float rounding_end(float level, float half)
 /* lo <= 0 <= hi: the range, clipped. */
 static __device__ param fit(const spec &s, float lo, float hi)
 {
-    const float most = FLT_MAX * (1 - 0x1p-20f), least_asym = 1e-5f;
-    lo = fmaxf(lo, -most);
-    hi = fminf(hi, most);
+    const float least_asym = 1e-5f;
+    lo = fmaxf(lo, -range_max);
+    hi = fminf(hi, range_max);
     bool zeros = lo == 0 && hi == 0;
     param p = {1, s.range || !s.uniform ? 0 : s.span, s.lo, s.hi};
     if (!zeros && s.range) {

@@ -126,19 +126,15 @@ static void append_tokens(nb_backend *be, nb_kv *kv, nb_buffer *to, nb_view x, i
     quantize_heads(be, rows, kv->d.head_dim, f);
 }
 
-/* To fp16 and back; finite values stay finite, Inf and NaN as well in formats with a rule for them
- * (D6), which counts them. */
+/* To fp16 and back; counts what saturates. */
 static void put_recent(nb_backend *be, nb_kv *kv, nb_view v, int64_t pos0, const blocks *b)
 {
     mat to = mat_of(rows_at(kv, &kv->recent, pos0, v.rows)), from = mat_of(v);
     unsigned long long *saturated = b->saturated;
     nb_each(be, v.rows, v.cols, [=] __device__(int64_t r, int64_t c) {
-        const float most = 65504;
         float x = from.at(r, c);
-        bool finite = isfinite(x);
-        if (!finite && saturated) atomicAdd(saturated, 1);
-        if ((finite || saturated) && !(fabsf(x) <= most)) x = copysignf(most, x);
-        to.at(r, c) = __half2float(__float2half_rn(x));
+        if (saturated && !isfinite(x)) atomicAdd(saturated, 1);
+        to.at(r, c) = nb_f16_to_f32(nb_kv_half(x, saturated != NULL));
     });
 }
 
