@@ -2,14 +2,15 @@
  *
  *   w = value(code) * (s * g)        value, s: minifloat.h; the sign of s is not used by writers
  *
- * g is one per row here: per row of a weight matrix, per token of activations. Other tools have one
- * per tensor; a tensor of theirs is read by repeating it, and a row's own range loses less.
+ * g is one per row: per row of a weight matrix, per token of activations. Other tools and tensor
+ * cores have one per tensor; a tensor of theirs is read by repeating it.
  *
  *   nvfp4     g = a / (6 * 448) for a, the largest magnitude of the row; s = E4M3(b / 6 / g) for b,
  *             that of the block, ties to even; s = 0 makes a block of zeros
  *   nvfp4:46  "four over six": g = a / (6 * 256); a block is encoded with s, which puts its largest
  *             value on 6, and with E4M3(1.5 b / 6 / g), which puts it on 4, where the grid is
  * finer; the second is kept if its squared error (weighted by importance) is strictly lower
+ *   :matrix   weights: one g for all rows of a matrix, the largest, which each of them stores
  *
  * Planes of a row of n values in G = ceil(n / 16) blocks, the last one possibly shorter:
  *
@@ -39,7 +40,8 @@ static int parse_nvfp4(const char *word, nb_format *f, nb_error *err)
     const char *s = word;
     if (!nb_word_take(&s, "nvfp4")) return 0;
     f->variant = nb_word_take(&s, ":46") ? RULE_46 : RULE_6;
-    if (*s) return nb_word_fail(word, "expected :46 or nothing at the end", err);
+    f->matrix = nb_word_take(&s, ":matrix");
+    if (*s) return nb_word_fail(word, "expected :46, :matrix, both or nothing at the end", err);
     f->bits = 4;
     f->sym = true;
     f->group = BLOCK;
@@ -49,8 +51,7 @@ static int parse_nvfp4(const char *word, nb_format *f, nb_error *err)
 
 static unsigned uses_nvfp4(const nb_format *f)
 {
-    NB_UNUSED(f);
-    return NB_FOR_WEIGHTS | NB_FOR_ACTS | NB_FOR_KV;
+    return f->matrix ? NB_FOR_WEIGHTS : NB_FOR_WEIGHTS | NB_FOR_ACTS | NB_FOR_KV;
 }
 
 /* ---- one block ------------------------------------------------------------------------- */
@@ -173,7 +174,7 @@ static void dequant_row_nvfp4(const nb_format *f, const uint8_t *const plane[], 
 
 const nb_format_family nb_format_family_nvfp4 = {
     .name = "nvfp4",
-    .usage = "nvfp4[:46]",
+    .usage = "nvfp4[:46][:matrix]",
     .parse = parse_nvfp4,
     .uses = uses_nvfp4,
     .planes = planes_nvfp4,

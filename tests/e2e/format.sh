@@ -97,7 +97,7 @@ def check(case):
 "$PYTHON" tests/spec/wide_model.py make "$scratch/wide"
 for word in int4:g64 int3:row:sym int3:g64:f32 int8:row:sym:f32 fp4:g256 fp4:g64:m1 fp4:g256:m2 \
     fp4:g24:m2:floor fp4:g64:m2:matrix fp4e3m0:g128 fp4e3m0:row:m1:ceil:paper fp6:row fp6e3m2:g64:paper fp8:row fp8:g64 fp8e5m2:row \
-    mxfp4 mxfp4:ceil mxfp6 mxfp6e3m2 mxfp8 mxfp8e5m2 mxint8 nvfp4 nvfp4:46 \
+    mxfp4 mxfp4:ceil mxfp6 mxfp6e3m2 mxfp8 mxfp8e5m2 mxint8 nvfp4 nvfp4:46 nvfp4:matrix nvfp4:46:matrix \
     dialect:b16 dialect:b32 dialect:b64:2s dialect:b128:mse:bd5 \
     dialect:4x4 dialect:4x8:2s dialect:8x8; do
     check "wide $word" "$scratch/wide" --weights "$word"

@@ -189,6 +189,38 @@ static void test_one_base_per_matrix(void **state)
     assert_memory_equal(e, ((uint8_t[]){0x20, 0x00, 0xe3}), 3);
 }
 
+/* NVFP4 with one base: the scale of a small row moves from 448 to 1, where its values still lie on
+ * the grid; activations have no such word. */
+static void test_one_nvfp4_base_per_matrix(void **state)
+{
+    NB_UNUSED(state);
+    static const float w[2][16] = {{2688, -448}, {6, -1.5f}};
+    static const char *const words[] = {"nvfp4", "nvfp4:matrix"};
+    static const uint8_t scales[][2] = {{0x7e, 0x7e}, {0x7e, 0x38}}; /* E4M3: 448, 1 */
+    nb_format f;
+    for (int i = 0; i < 2; i++) {
+        float copy[2 * 16], base[2], clip[2][2] = {{1, 1}, {1, 1}};
+        uint8_t codes[2 * 8], s[2];
+        nb_step step;
+        memcpy(copy, w, sizeof copy);
+        assert_int_equal(nb_format_parse(&f, words[i], NULL), NB_OK);
+        assert_int_equal(nb_step_parse(&step, "nearest", NULL), NB_OK);
+        nb_job job = {.name = "layers.0.o",
+                      .format = &f,
+                      .n_out = 2,
+                      .n_in = 16,
+                      .w = copy,
+                      .clip_lo = clip[0],
+                      .clip_hi = clip[1],
+                      .plane = {codes, s, (uint8_t *)base},
+                      .threads = 2};
+        assert_int_equal(nb_job_run(&job, &step, 1, NULL), NB_OK);
+        assert_memory_equal(s, scales[i], 2);
+        assert_true(base[0] == 1 && base[1] == (i == 0 ? 6.0f / (6 * 448) : 1));
+    }
+    assert_int_equal(f.family->uses(&f), NB_FOR_WEIGHTS);
+}
+
 static void test_find(void **state)
 {
     NB_UNUSED(state);
@@ -207,9 +239,13 @@ static void test_find(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_mse_beats_minmax),      cmocka_unit_test(test_mse_importance),
-        cmocka_unit_test(test_threads_do_not_matter), cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_one_base_per_matrix),   cmocka_unit_test(test_find),
+        cmocka_unit_test(test_mse_beats_minmax),
+        cmocka_unit_test(test_mse_importance),
+        cmocka_unit_test(test_threads_do_not_matter),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_one_base_per_matrix),
+        cmocka_unit_test(test_one_nvfp4_base_per_matrix),
+        cmocka_unit_test(test_find),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
