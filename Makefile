@@ -101,6 +101,7 @@ lint:
 	mandoc -Tlint -Wwarning docs/man/*.1
 check: deps
 	$(MAKE) -j$(NPROC) test
+	$(MAKE) -j$(NPROC) bench
 	$(MAKE) lint
 demo:
 	scripts/deps.sh build demo

@@ -100,12 +100,13 @@ static void op_clip(bench *b)
 static void op_clip_back(bench *b)
 {
     nb_view no = {0};
-    b->be->ops->clip_backward(b->be, b->du, b->dl, no, b->dw, b->w, no, no, b->u, b->l, &b->weight);
+    b->be->ops->clip_backward(b->be, b->du, b->dl, no, b->dw, b->w, no, no, b->u, b->l, false,
+                              &b->weight);
 }
 static void op_clip_back_col(bench *b)
 {
     nb_view no = {0}, col = nb_view_rows(b->x, 0, 1);
-    b->be->ops->clip_backward(b->be, b->du, b->dl, b->sum, b->dw, b->w, no, col, b->u, b->l,
+    b->be->ops->clip_backward(b->be, b->du, b->dl, b->sum, b->dw, b->w, no, col, b->u, b->l, false,
                               &b->weight);
 }
 static void op_norm_back(bench *b)

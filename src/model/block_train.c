@@ -1,10 +1,11 @@
 /* The training form of a decoder block: OmniQuant, sections 7.1 to 7.3 of its specification.
  *
- * Kept from the forward: quantized inputs of the linears behind the norms, q, k, v before their
- * quantizers, the attention's output with the logarithms of its sums, both hidden states, gate and
- * up. Made again in the backward: what norms, quantizers and the activation function give. The
- * softmax is never stored. The gradient ends at the norm before the attention: nobody asks for that
- * of the block's input. */
+ * Kept from the forward: quantized inputs of the linears behind the norms and of the last one, q,
+ * k, v before and behind their quantizers, the attention's output with the logarithms of its sums,
+ * both hidden states, gate and up, what the activation function gives. Made again in the backward,
+ * where they are asked for: what norms give, and the quantized input of o. The softmax is never
+ * stored. The gradient ends at the norm before the attention: nobody asks for that of the block's
+ * input. */
 #include "model/block_train.h"
 
 #include <math.h>
@@ -24,7 +25,7 @@ struct nb_block_train {
     nb_view rope;
     nb_buffer *buf;
     /* of the forward at hand; x is the caller's */
-    nb_view x, in_qkv, in_up;
+    nb_view x, in_qkv, in_up, in_down, in_q, in_k, in_v;
 
     /* kept: [R, ...], R = batch * seqlen */
     nb_view a1, a2;            /* [C] what enters q, k, v and gate, up */
@@ -33,9 +34,9 @@ struct nb_block_train {
     nb_view y1, y;             /* [C] behind attention and FFN */
     nb_view n1, y2;            /* [C] norms behind the sums: y1 normalised, y before its norm */
     nb_view gate, up;          /* [F]; without a gate: up alone */
+    nb_view qq, qk, qv;        /* what enters the attention, if not q, k, v */
+    nb_view f, qf;             /* [F] what the activation function gives, and quantized */
     /* scratch */
-    nb_view qq, qk, qv;           /* what enters the attention */
-    nb_view f, qf;                /* [F] what the activation function gives, and quantized */
     nb_view wide;                 /* [R, max(C, H*D)] */
     nb_view da, dq, dk, dv, datt; /* gradients: [C], [H*D], [K*D] twice, [H*D] */
     nb_view dgate, dup;           /* [F] */
@@ -228,13 +229,13 @@ static void attend(nb_block_train *b, const nb_train_params *p, nb_view a)
     make_heads(b, p, NB_Q, b->raw_q, q, a, H);
     make_heads(b, p, NB_K, b->raw_k, k, a, K);
     project(b, p, NB_V, v, a);
-    nb_view qq = enter_heads(b, NB_Q, b->qq, q, H);
-    nb_view qk = enter_heads(b, NB_K, b->qk, k, K);
-    nb_view qv = enter_heads(b, NB_V, b->qv, v, K);
+    b->in_q = enter_heads(b, NB_Q, b->qq, q, H);
+    b->in_k = enter_heads(b, NB_K, b->qk, k, K);
+    b->in_v = enter_heads(b, NB_V, b->qv, v, K);
     for (int64_t t = 0; t < R; t += T) {
         op->attention_train(b->be, nb_view_rows(att, t, T), nb_view_rows(lse, t, T),
-                            nb_view_rows(qq, t, T), nb_view_rows(qk, t, T), nb_view_rows(qv, t, T),
-                            &b->attention);
+                            nb_view_rows(b->in_q, t, T), nb_view_rows(b->in_k, t, T),
+                            nb_view_rows(b->in_v, t, T), &b->attention);
     }
 }
 
@@ -257,8 +258,8 @@ static void feed(nb_block_train *b, const nb_train_params *p, nb_view out, nb_vi
     int64_t R = a.rows;
     project(b, p, NB_UP, rows_of(b->up, R), a);
     if (b->cfg.family->linear[NB_GATE]) project(b, p, NB_GATE, rows_of(b->gate, R), a);
-    nb_view f = quantize(b, &b->act[NB_DOWN], rows_of(b->qf, R), activate(b, R));
-    project(b, p, NB_DOWN, out, f);
+    b->in_down = quantize(b, &b->act[NB_DOWN], rows_of(b->qf, R), activate(b, R));
+    project(b, p, NB_DOWN, out, b->in_down);
     b->be->ops->add_forward(b->be, out, out, x);
 }
 
@@ -336,10 +337,9 @@ static void unfeed(nb_block_train *b, const nb_train_params *p, nb_view da, nb_v
     const nb_ops *op = b->be->ops;
     int64_t R = dy.rows;
     nb_view up = rows_of(b->up, R), dup = rows_of(b->dup, R);
-    nb_view f = activate(b, R), qf = quantize(b, &b->act[NB_DOWN], rows_of(b->qf, R), f);
-    show_weight(b, p, NB_DOWN, dy, qf, g);
+    show_weight(b, p, NB_DOWN, dy, b->in_down, g);
     unproject(b, p, NB_DOWN, dup, dy, false);
-    unquantize(b, &b->act[NB_DOWN], dup, f);
+    unquantize(b, &b->act[NB_DOWN], dup, rows_of(b->f, R));
     if (b->rotation.down) op->hadamard_forward(b->be, dup, b->rotation.down);
     if (b->cfg.family->linear[NB_GATE]) {
         nb_view dgate = rows_of(b->dgate, R);
@@ -365,13 +365,16 @@ static void show_norm(const nb_block_train *b, nb_norm_role role, nb_view dy, nb
     }
 }
 
-/* The norm over x once more, [R, C], in scratch. */
-static nb_view normed(const nb_block_train *b, const nb_train_params *p, nb_norm_role role,
-                      nb_view x)
+/* da, of the quantized output of a norm over x, through the quantizer of the linear behind it; the
+ * norm is made once more where somebody looks at it. */
+static void leave_norm(const nb_block_train *b, const nb_train_params *p, nb_norm_role role,
+                       nb_role behind, nb_view da, nb_view x, const nb_train_grads *g)
 {
     nb_view a = nb_view_cols(rows_of(b->wide, x.rows), 0, x.cols);
-    b->be->ops->norm_forward(b->be, a, x, &p->norm[role]);
-    return a;
+    bool asked = nb_format_is_quantized(&b->act[behind]) || g->norm_dot[role].buf;
+    if (asked) b->be->ops->norm_forward(b->be, a, x, &p->norm[role]);
+    unquantize(b, &b->act[behind], da, a);
+    show_norm(b, role, da, a, g);
 }
 
 /* In place through a norm over x. */
@@ -393,21 +396,19 @@ static void leave_heads(const nb_block_train *b, nb_role role, nb_view dx, nb_vi
     if (turned(b, role)) b->be->ops->hadamard_forward(b->be, dx, turned(b, role));
 }
 
-/* datt -> dq, dk, dv before transforms and quantizers; what entered is made again. */
+/* datt -> dq, dk, dv before transforms and quantizers. */
 static void unattend(nb_block_train *b, nb_view datt)
 {
     const nb_ops *op = b->be->ops;
     int64_t R = datt.rows, T = b->seqlen;
     int H = b->cfg.n_heads, K = b->cfg.n_kv_heads;
     nb_view q = rows_of(b->q, R), k = rows_of(b->k, R), v = rows_of(b->v, R);
-    nb_view qq = enter_heads(b, NB_Q, b->qq, q, H);
-    nb_view qk = enter_heads(b, NB_K, b->qk, k, K);
-    nb_view qv = enter_heads(b, NB_V, b->qv, v, K);
     for (int64_t t = 0; t < R; t += T) {
-        op->attention_backward(
-            b->be, nb_view_rows(b->dq, t, T), nb_view_rows(b->dk, t, T), nb_view_rows(b->dv, t, T),
-            nb_view_rows(datt, t, T), nb_view_rows(b->att, t, T), nb_view_rows(b->lse, t, T),
-            nb_view_rows(qq, t, T), nb_view_rows(qk, t, T), nb_view_rows(qv, t, T), &b->attention);
+        op->attention_backward(b->be, nb_view_rows(b->dq, t, T), nb_view_rows(b->dk, t, T),
+                               nb_view_rows(b->dv, t, T), nb_view_rows(datt, t, T),
+                               nb_view_rows(b->att, t, T), nb_view_rows(b->lse, t, T),
+                               nb_view_rows(b->in_q, t, T), nb_view_rows(b->in_k, t, T),
+                               nb_view_rows(b->in_v, t, T), &b->attention);
     }
     leave_heads(b, NB_Q, rows_of(b->dq, R), b->qq, q, H);
     leave_heads(b, NB_K, rows_of(b->dk, R), b->qk, k, K);
@@ -448,9 +449,7 @@ static void unattend_block(nb_block_train *b, const nb_train_params *p, nb_view 
     unproject(b, p, NB_Q, da, dq, false);
     unproject(b, p, NB_K, da, dk, true);
     unproject(b, p, NB_V, da, dv, true);
-    nb_view a = normed(b, p, NB_NORM_ATTN, b->x);
-    unquantize(b, &b->act[NB_Q], da, a);
-    show_norm(b, NB_NORM_ATTN, da, a, g);
+    leave_norm(b, p, NB_NORM_ATTN, NB_Q, da, b->x, g);
 }
 
 void nb_block_train_backward(nb_block_train *b, const nb_train_params *p, nb_view dy,
@@ -467,9 +466,7 @@ void nb_block_train_backward(nb_block_train *b, const nb_train_params *p, nb_vie
         unnorm(b, p, NB_NORM_ATTN, dy, y1);
     } else {
         unfeed(b, p, da, dy, g);
-        nb_view a = normed(b, p, NB_NORM_FFN, y1);
-        unquantize(b, &b->act[NB_UP], da, a);
-        show_norm(b, NB_NORM_FFN, da, a, g);
+        leave_norm(b, p, NB_NORM_FFN, NB_UP, da, y1, g);
         op->norm_backward(b->be, dy, da, y1, &p->norm[NB_NORM_FFN], true);
     }
     unattend_block(b, p, dy, g);
