@@ -139,35 +139,43 @@ static void test_not_finite(void **state)
     }
 }
 
-/* Three rows of two groups: scales 1 1/4 | 0 0 | 1/8 2^-16. */
-static void run_three_rows(const char *word, uint8_t exponents[3], float bases[3], char note[128])
+/* Rows w [n_out, n_in], two groups each at most, through `nearest`. */
+static void round_rows(const char *word, float *w, int64_t n_out, int64_t n_in,
+                       uint8_t *const plane[3], char note[128])
 {
-    static const float values[3 * 8] = {
-        [0] = 6, [5] = -1.5f, [16] = 0.75f, [17] = 0.25, [23] = 6 * 0x1p-16f};
     nb_format f;
     nb_step step;
-    float w[3 * 8], clip[2][6] = {{1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1}};
-    uint8_t codes[3 * 4];
-    memcpy(w, values, sizeof w);
+    float clip[2][6] = {{1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1}};
     assert_int_equal(nb_format_parse(&f, word, NULL), NB_OK);
     assert_string_equal(f.word, word);
     assert_int_equal(nb_step_parse(&step, "nearest", NULL), NB_OK);
     nb_job job = {.name = "layers.0.o",
                   .format = &f,
-                  .n_out = 3,
-                  .n_in = 8,
+                  .n_out = n_out,
+                  .n_in = n_in,
                   .w = w,
                   .clip_lo = clip[0],
                   .clip_hi = clip[1],
-                  .plane = {codes, exponents, (uint8_t *)bases},
+                  .plane = {plane[0], plane[1], plane[2]},
                   .threads = 2};
     assert_int_equal(nb_job_run(&job, &step, 1, NULL), NB_OK);
     assert_ptr_equal(job.format, &f);
     memcpy(note, job.note, sizeof job.note);
-    nb_matrix m = {.format = f, .n_out = 3, .n_in = 8, .plane = {codes, exponents, (void *)bases}};
-    float back[3 * 8];
-    nb_matrix_dequant(&m, 0, 3, back); /* all of them lie on the grids of these scales */
-    for (int i = 0; i < 3 * 8; i++) assert_true(back[i] == values[i]);
+    nb_matrix m = {.format = f, .n_out = n_out, .n_in = n_in};
+    for (int i = 0; i < 3; i++) m.plane[i] = plane[i];
+    nb_matrix_dequant(&m, 0, n_out, w);
+}
+
+/* Three rows of two groups: scales 1 1/4 | 0 0 | 1/8 2^-16. */
+static void run_three_rows(const char *word, uint8_t exponents[3], float bases[3], char note[128])
+{
+    static const float values[3 * 8] = {
+        [0] = 6, [5] = -1.5f, [16] = 0.75f, [17] = 0.25, [23] = 6 * 0x1p-16f};
+    float w[3 * 8];
+    uint8_t codes[3 * 4];
+    memcpy(w, values, sizeof w);
+    round_rows(word, w, 3, 8, (uint8_t *[]){codes, exponents, (uint8_t *)bases}, note);
+    assert_memory_equal(w, values, sizeof w); /* all of them lie on the grids of these scales */
 }
 
 /* M2 with one base: every row stores the largest, and one scale lies below base 2^-14. */
@@ -197,27 +205,18 @@ static void test_one_nvfp4_base_per_matrix(void **state)
     static const float w[2][16] = {{2688, -448}, {6, -1.5f}};
     static const char *const words[] = {"nvfp4", "nvfp4:matrix"};
     static const uint8_t scales[][2] = {{0x7e, 0x7e}, {0x7e, 0x38}}; /* E4M3: 448, 1 */
-    nb_format f;
+    char note[128];
     for (int i = 0; i < 2; i++) {
-        float copy[2 * 16], base[2], clip[2][2] = {{1, 1}, {1, 1}};
+        float copy[2 * 16], base[2];
         uint8_t codes[2 * 8], s[2];
-        nb_step step;
         memcpy(copy, w, sizeof copy);
-        assert_int_equal(nb_format_parse(&f, words[i], NULL), NB_OK);
-        assert_int_equal(nb_step_parse(&step, "nearest", NULL), NB_OK);
-        nb_job job = {.name = "layers.0.o",
-                      .format = &f,
-                      .n_out = 2,
-                      .n_in = 16,
-                      .w = copy,
-                      .clip_lo = clip[0],
-                      .clip_hi = clip[1],
-                      .plane = {codes, s, (uint8_t *)base},
-                      .threads = 2};
-        assert_int_equal(nb_job_run(&job, &step, 1, NULL), NB_OK);
+        round_rows(words[i], copy, 2, 16, (uint8_t *[]){codes, s, (uint8_t *)base}, note);
+        assert_memory_equal(copy, w, sizeof copy);
         assert_memory_equal(s, scales[i], 2);
         assert_true(base[0] == 1 && base[1] == (i == 0 ? 6.0f / (6 * 448) : 1));
     }
+    nb_format f;
+    assert_int_equal(nb_format_parse(&f, "nvfp4:matrix", NULL), NB_OK);
     assert_int_equal(f.family->uses(&f), NB_FOR_WEIGHTS);
 }
 
