@@ -60,7 +60,7 @@ def parse_word(word):
         t = FLOAT_NAMES.get(m[1], "int8")
         if t != "e3m0":
             return "mx", t, 8 if t == "int8" else 1 + sum(MINIFLOATS[t]), 32, ""
-    if re.fullmatch(r"nvfp4(:46)?", word):
+    if re.fullmatch(r"nvfp4(:46)?(:matrix)?", word):
         return "nvfp4", "e2m1", 4, 16, ""
     if m := re.fullmatch(r"dialect:(b16|b32|b64|b128|4x4|4x8|8x8)(:mse|:2s)?(:bd5)?", word):
         return "dialect", "dialect", 4, int(re.split("[bx]", m[1])[1]), ""
